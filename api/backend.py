@@ -1,0 +1,81 @@
+"""The engine as the routes see it: absent while it loads, then serving, or dead."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import msgspec
+
+from api.errors import ApiError
+from api.response import Model, ModelList
+from api.service import ChatService
+from api.turn import engine_is_dead
+from api.version import version
+
+LOADING_RETRY_S = 2.0
+
+
+class Backend:
+    """One model under its names. `service` appears when the engine has loaded it."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self.names = names
+        self.created_s = int(time.time())
+        self.service: ChatService | None = None
+        self.draining = False
+        """The server is about to stop: what runs may finish, nothing new should be sent here."""
+
+    @property
+    def death(self) -> str | None:
+        """Why the engine is gone, None while it loads or lives."""
+        return self.service.engine.death if self.service is not None else None
+
+    def require(self) -> ChatService:
+        """Returns the service; raises ApiError(503) while there is none."""
+        if self.service is None:
+            raise ApiError(
+                503, "The model is loading.", code="loading", retry_after=LOADING_RETRY_S
+            )
+        if self.death is not None:
+            raise engine_is_dead(self.death)
+        return self.service
+
+    def models(self) -> ModelList:
+        """Returns every name of the model, the main one first."""
+        window = self.require().facts.max_model_len
+        return ModelList(
+            [
+                Model(id=name, created=self.created_s, root=self.names[0], max_model_len=window)
+                for name in self.names
+            ]
+        )
+
+    def model(self, name: str) -> Model:
+        """Returns one model; raises ApiError(404) for another name."""
+        for model in self.models().data:
+            if model.id == name:
+                return model
+        raise ApiError(
+            404, f"The model {name!r} does not exist.", param="model", code="model_not_found"
+        )
+
+    def info(self) -> dict[str, Any]:
+        """Returns what is served, the memory equation in bytes, and the last engine snapshot."""
+        engine = self.require().engine
+        ready = msgspec.to_builtins(engine.ready)
+        memory = ready.pop("memory")
+        ready.pop("type", None)
+        return {
+            "version": version(),
+            "model": self.names[0],
+            **ready,
+            "memory_bytes": memory,
+            "snapshot": None
+            if engine.snapshot is None
+            else {
+                key: value
+                for key, value in msgspec.to_builtins(engine.snapshot).items()
+                if key != "type"
+            },
+        }

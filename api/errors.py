@@ -1,0 +1,110 @@
+"""Refusals and failures, as clients of the OpenAI API know them.
+
+Every error a client sees is an ApiError; its body is `{"error": {message, type, param, code}}`, in
+a JSON answer before the headers went out and in a `data:` line after.
+"""
+
+from __future__ import annotations
+
+import re
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+
+TYPE_BY_STATUS = {
+    401: "invalid_request_error",
+    403: "permission_error",
+    408: "timeout_error",
+    429: "rate_limit_error",
+    503: "overloaded",
+}
+"""`type` where it differs from invalid_request_error (4xx) and server_error (5xx)."""
+
+_PATH = re.compile(r"(?s)(?P<text>.*) - at `(?P<path>\$?[^`]*)`$")
+
+
+class ErrorObject(msgspec.Struct, frozen=True):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(msgspec.Struct, frozen=True):
+    error: ErrorObject
+
+
+class ApiError(Exception):
+    """A request that gets an error instead of an answer.
+
+    status: HTTP status. param: the field at fault, as a path (`messages[0].content`).
+    retry_after: seconds the client should wait, sent as the `retry-after` header.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        type: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.param = param
+        self.code = code
+        self.retry_after = retry_after
+        self.type = type or TYPE_BY_STATUS.get(
+            status, "server_error" if status >= 500 else "invalid_request_error"
+        )
+
+    @property
+    def body(self) -> ErrorBody:
+        return ErrorBody(ErrorObject(self.message, self.type, self.param, self.code))
+
+    @property
+    def headers(self) -> dict[str, str]:
+        headers = {}
+        if self.retry_after is not None:
+            headers["retry-after"] = str(max(1, round(self.retry_after)))
+        if self.status == 401:
+            headers["www-authenticate"] = "Bearer"
+        return headers
+
+
+def invalid(message: str, param: str | None, code: str = "invalid_value") -> ApiError:
+    """A 400 that names the field."""
+    return ApiError(400, message, param=param, code=code)
+
+
+def unsupported(param: str, what: str) -> ApiError:
+    """A 400 for a field that would change the answer and is not honoured."""
+    return ApiError(
+        400, f"{what} is not supported by this server.", param=param, code="unsupported_parameter"
+    )
+
+
+def from_validation(error: msgspec.ValidationError) -> ApiError:
+    """A 400 for a wrong type: msgspec's path `$.messages[0].content` becomes the param.
+
+    A path through a mapping reads `$.logit_bias[...]`; the mapping is what can be named.
+    """
+    match = _PATH.match(str(error))
+    if match is None:
+        return invalid(f"{error}.", None, "invalid_type")
+    param = match["path"].removeprefix("$").removeprefix(".").removesuffix("[...]") or None
+    missing = re.search(r"missing required field `(.+)`", match["text"])
+    if missing:
+        param = f"{param}.{missing[1]}" if param else missing[1]
+    return invalid(f"{match['text']} at {param or 'the body'}.", param, "invalid_type")
+
+
+def from_status(status: int, detail: Any = None) -> ApiError:
+    """The framework's own errors (404 for a path, 405 for a method) in the shape of all others."""
+    phrase = HTTPStatus(status).phrase
+    message = detail if isinstance(detail, str) and detail else phrase
+    return ApiError(status, message, code=phrase.lower().replace(" ", "_").replace("-", "_"))

@@ -1,0 +1,175 @@
+"""The chat-completions answer on the wire: one object, or chunks.
+
+UNSET fields are left out; None is sent as null. `finish_reason` takes OpenAI's values only.
+
+Source: OpenAI API reference, "The chat completion object" and "The chat completion chunk object";
+`reasoning_content` and the prompt_cache fields are DeepSeek's.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+FinishReason = Literal["stop", "length", "tool_calls"]
+
+
+class TopLogprob(msgspec.Struct, frozen=True):
+    token: str
+    logprob: float
+    bytes: list[int] | None
+
+
+class TokenLogprob(msgspec.Struct, frozen=True):
+    token: str
+    logprob: float
+    bytes: list[int] | None
+    top_logprobs: list[TopLogprob]
+
+
+class ChoiceLogprobs(msgspec.Struct):
+    """Entries of the tokens of `content` and of tool calls; those of the reasoning stand apart."""
+
+    content: list[TokenLogprob] = []
+    refusal: None = None
+    reasoning_content: list[TokenLogprob] | UnsetType = UNSET
+
+
+class FunctionDelta(msgspec.Struct, frozen=True):
+    arguments: str
+    name: str | UnsetType = UNSET
+
+
+class ToolCallDelta(msgspec.Struct, frozen=True):
+    """`id`, `type` and `name` come once per call; clients join what comes twice."""
+
+    index: int
+    function: FunctionDelta
+    id: str | UnsetType = UNSET
+    type: Literal["function"] | UnsetType = UNSET
+
+
+class ParseError(msgspec.Struct, frozen=True):
+    """Extension: why a tool call the model wrote could not be read; its text went to content."""
+
+    reason: str
+    offset: int
+
+
+class Delta(msgspec.Struct, frozen=True):
+    role: Literal["assistant"] | UnsetType = UNSET
+    content: str | UnsetType | None = UNSET
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[ToolCallDelta] | UnsetType = UNSET
+
+
+class ChunkChoice(msgspec.Struct, frozen=True):
+    index: int
+    delta: Delta
+    finish_reason: FinishReason | None = None
+    logprobs: ChoiceLogprobs | None = None
+    parse_error: ParseError | UnsetType = UNSET
+    incomplete_reasoning: bool | UnsetType = UNSET
+
+
+class PromptTokensDetails(msgspec.Struct, frozen=True):
+    cached_tokens: int
+
+
+class CompletionTokensDetails(msgspec.Struct, frozen=True):
+    reasoning_tokens: int
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """Token counts of one request, all choices together.
+
+    completion_tokens: every sampled token, </think>, markup of tool calls and the end-of-sentence
+    token included. reasoning_tokens: those before </think>, which itself does not count.
+    """
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails
+    prompt_cache_hit_tokens: int
+    prompt_cache_miss_tokens: int
+
+    @classmethod
+    def of(cls, prompt: int, cached: int, completion: int, reasoning: int) -> Usage:
+        return cls(
+            prompt_tokens=prompt,
+            completion_tokens=completion,
+            total_tokens=prompt + completion,
+            prompt_tokens_details=PromptTokensDetails(cached),
+            completion_tokens_details=CompletionTokensDetails(reasoning),
+            prompt_cache_hit_tokens=cached,
+            prompt_cache_miss_tokens=prompt - cached,
+        )
+
+
+class ChatCompletionChunk(msgspec.Struct, frozen=True):
+    id: str
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[ChunkChoice]
+    usage: Usage | UnsetType | None = UNSET
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+
+
+class FunctionResult(msgspec.Struct, frozen=True):
+    name: str
+    arguments: str
+
+
+class ToolCallResult(msgspec.Struct, frozen=True):
+    id: str
+    function: FunctionResult
+    type: Literal["function"] = "function"
+
+
+class AssistantMessage(msgspec.Struct, frozen=True):
+    """`content` is null beside tool calls if there is no text; `tool_calls` is left out if empty."""
+
+    content: str | None
+    role: Literal["assistant"] = "assistant"
+    refusal: None = None
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[ToolCallResult] | UnsetType = UNSET
+
+
+class CompletionChoice(msgspec.Struct, frozen=True):
+    index: int
+    message: AssistantMessage
+    finish_reason: FinishReason
+    logprobs: ChoiceLogprobs | None = None
+    parse_error: ParseError | UnsetType = UNSET
+    incomplete_reasoning: bool | UnsetType = UNSET
+
+
+class ChatCompletion(msgspec.Struct, frozen=True):
+    id: str
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[CompletionChoice]
+    usage: Usage
+    object: Literal["chat.completion"] = "chat.completion"
+
+
+class Model(msgspec.Struct, frozen=True):
+    id: str
+    created: int
+    root: str
+    max_model_len: int
+    """Longest sequence, prompt and output, in tokens."""
+    owned_by: str = "winnow"
+    object: Literal["model"] = "model"
+
+
+class ModelList(msgspec.Struct, frozen=True):
+    data: list[Model]
+    object: Literal["list"] = "list"

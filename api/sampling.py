@@ -1,0 +1,121 @@
+"""The sampling fields of a request -> scheduler.request.Sampling, every range checked here."""
+
+from __future__ import annotations
+
+import secrets
+from typing import TypeVar
+
+from api.errors import invalid
+from api.schema import ChatCompletionRequest
+from engine.client import GenerationDefaults
+from engine.messages import Sampling
+
+MAX_TOP_LOGPROBS = 20
+SEED_BITS = 63
+
+Number = TypeVar("Number", int, float)
+
+
+def read_sampling(
+    request: ChatCompletionRequest,
+    defaults: GenerationDefaults,
+    *,
+    vocab_size: int,
+    max_model_len: int,
+    end_token_ids: tuple[int, ...],
+    forbidden_token_ids: tuple[int, ...] = (),
+) -> Sampling:
+    """Returns how tokens are drawn. `max_tokens` is not yet clipped to the room the prompt leaves.
+
+    defaults: what the checkpoint asks for where the request is silent. end_token_ids: tokens that
+    end an answer. forbidden_token_ids: tokens this request must not produce.
+    Raises ApiError(400) naming the field, its value and its range.
+    """
+    stop_ids = request.stop_token_ids or []
+    for index, token_id in enumerate(stop_ids):
+        within(token_id, 0, vocab_size - 1, f"stop_token_ids[{index}]")
+    ends = () if request.ignore_eos else end_token_ids
+    max_tokens = _max_tokens(request, defaults, max_model_len)
+    seed = request.seed
+    if seed is not None:
+        within(seed, -(2**SEED_BITS), 2**SEED_BITS - 1, "seed")
+    return Sampling(
+        max_tokens=max_tokens,
+        temperature=within(
+            _either(request.temperature, defaults.temperature, 1.0), 0.0, 2.0, "temperature"
+        ),
+        top_p=_above_zero(_either(request.top_p, defaults.top_p, 1.0), 1.0, "top_p"),
+        top_k=_top_k(_either(request.top_k, defaults.top_k, 0), vocab_size),
+        min_p=within(_either(request.min_p, defaults.min_p, 0.0), 0.0, 1.0, "min_p"),
+        seed=secrets.randbits(SEED_BITS) if seed is None else seed % 2**SEED_BITS,
+        frequency_penalty=within(request.frequency_penalty or 0.0, -2.0, 2.0, "frequency_penalty"),
+        presence_penalty=within(request.presence_penalty or 0.0, -2.0, 2.0, "presence_penalty"),
+        repetition_penalty=_above_zero(
+            _either(request.repetition_penalty, defaults.repetition_penalty, 1.0),
+            2.0,
+            "repetition_penalty",
+        ),
+        logit_bias=_logit_bias(request.logit_bias or {}, vocab_size)
+        | dict.fromkeys(forbidden_token_ids, -100.0),
+        logprobs=_logprobs(request),
+        min_tokens=within(request.min_tokens or 0, 0, max_tokens, "min_tokens"),
+        stop_token_ids=tuple(dict.fromkeys((*ends, *stop_ids))),
+        ignore_eos=bool(request.ignore_eos),
+    )
+
+
+def within(value: Number, low: Number, high: Number, param: str) -> Number:
+    """Returns the value; raises ApiError(400) outside [low, high]."""
+    if not low <= value <= high:
+        raise invalid(f"{param} is {value}; it must be in [{low}, {high}].", param)
+    return value
+
+
+def _above_zero(value: float, high: float, param: str) -> float:
+    if not 0.0 < value <= high:
+        raise invalid(f"{param} is {value}; it must be in (0, {high}].", param)
+    return value
+
+
+def _either(asked: Number | None, default: Number | None, neutral: Number) -> Number:
+    """The request's value, else the checkpoint's, else the one without effect."""
+    if asked is not None:
+        return asked
+    return neutral if default is None else default
+
+
+def _top_k(value: int, vocab_size: int) -> int:
+    """-1, 0 and anything as large as the vocabulary keep every token."""
+    within(value, -1, 2**31 - 1, "top_k")
+    return value if 0 < value < vocab_size else 0
+
+
+def _max_tokens(
+    request: ChatCompletionRequest, defaults: GenerationDefaults, max_model_len: int
+) -> int:
+    """max_completion_tokens wins over its deprecated alias; without both: the model's wish, or all."""
+    for param in ("max_completion_tokens", "max_tokens"):
+        value: int | None = getattr(request, param)
+        if value is not None:
+            return within(value, 1, max_model_len, param)
+    return min(defaults.max_new_tokens or max_model_len, max_model_len)
+
+
+def _logprobs(request: ChatCompletionRequest) -> int | None:
+    if request.top_logprobs is not None:
+        within(request.top_logprobs, 0, MAX_TOP_LOGPROBS, "top_logprobs")
+        if not request.logprobs:
+            raise invalid("top_logprobs needs logprobs: true.", "top_logprobs")
+    return (request.top_logprobs or 0) if request.logprobs else None
+
+
+def _logit_bias(biases: dict[str, float], vocab_size: int) -> dict[int, float]:
+    read: dict[int, float] = {}
+    for key, bias in biases.items():
+        if not (key.isascii() and key.isdigit()) or len(key) > 9 or int(key) >= vocab_size:
+            raise invalid(
+                f"logit_bias has the key {key!r}; keys are token ids in [0, {vocab_size - 1}].",
+                "logit_bias",
+            )
+        read[int(key)] = within(bias, -100.0, 100.0, "logit_bias")
+    return read

@@ -1,0 +1,152 @@
+"""The chat-completions request on the wire.
+
+Optional fields may be null: clients that dump SDK objects send every field. What a field means, and
+which are refused, is decided in chat_request.py.
+
+Source: OpenAI API reference, "Create chat completion", and the DeepSeek and vLLM extensions of it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+
+
+class FunctionCall(msgspec.Struct, frozen=True):
+    name: str
+    arguments: str | dict[str, Any] = "{}"
+    """JSON text of an object; the object itself is accepted too."""
+
+
+class ToolCallParam(msgspec.Struct, frozen=True):
+    id: str
+    function: FunctionCall
+    type: Literal["function"] = "function"
+
+
+class MessageParam(msgspec.Struct, frozen=True):
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[dict[str, Any]] | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    """The same as reasoning_content under the name other servers use."""
+    tool_calls: list[ToolCallParam] | None = None
+    tool_call_id: str | None = None
+    prefix: bool | None = None
+    audio: Any = None
+    function_call: Any = None
+
+
+class StreamOptions(msgspec.Struct, frozen=True):
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
+    """Accepted; nothing is padded."""
+
+
+class Thinking(msgspec.Struct, frozen=True):
+    type: Literal["enabled", "disabled"]
+
+
+class TemplateOptions(msgspec.Struct, frozen=True):
+    thinking: bool | None = None
+    enable_thinking: bool | None = None
+
+
+class ResponseFormat(msgspec.Struct, frozen=True):
+    type: Literal["text", "json_object", "json_schema", "structural_tag"]
+
+
+class ChatCompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Field names and types of `POST /v1/chat/completions`."""
+
+    messages: list[MessageParam]
+    model: str
+
+    max_completion_tokens: int | None = None
+    max_tokens: int | None = None
+    n: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    logit_bias: dict[str, float] | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+    tools: list[dict[str, Any]] | None = None
+    """Kept as received: the inner objects become prompt text, key order included."""
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: ResponseFormat | None = None
+
+    # DeepSeek
+    thinking: Thinking | None = None
+    user_id: str | None = None
+    # vLLM, SGLang
+    chat_template_kwargs: TemplateOptions | None = None
+    reasoning_effort: ReasoningEffort | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    min_tokens: int | None = None
+    stop_token_ids: list[int] | None = None
+    ignore_eos: bool | None = None
+    priority: int | None = None
+    cache_salt: str | None = None
+
+    modalities: list[str] | None = None
+
+
+HARMLESS = frozenset(
+    {
+        "metadata",
+        "moderation",
+        "prediction",
+        "prompt_cache_key",
+        "prompt_cache_options",
+        "prompt_cache_retention",
+        "safety_identifier",
+        "service_tier",
+        "store",
+        "user",
+        "verbosity",
+    }
+)
+"""Accepted without effect: no answer would differ."""
+
+REFUSED = frozenset(
+    {
+        "allowed_token_ids",
+        "audio",
+        "bad_words",
+        "chat_template",
+        "continue_final_message",
+        "documents",
+        "ebnf",
+        "echo",
+        "function_call",
+        "functions",
+        "guided_choice",
+        "guided_grammar",
+        "guided_json",
+        "guided_regex",
+        "prompt_logprobs",
+        "regex",
+        "stop_regex",
+        "structured_outputs",
+        "thinking_token_budget",
+        "truncate_prompt_tokens",
+        "use_beam_search",
+        "web_search_options",
+    }
+)
+"""Known, would change the answer, not honoured: 400 unless null, false or empty."""
+
+KNOWN = frozenset(ChatCompletionRequest.__struct_fields__)

@@ -1,0 +1,153 @@
+"""From a request body to a running generation; shared by the HTTP server and the batch run.
+
+turn = await service.start(body)      # everything refusable is refused here
+async with turn:
+    answer = await turn.completion()  # or: async for chunk in turn.chunks()
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import secrets
+from pathlib import Path
+
+import msgspec
+
+from api.chat.detokenizer import Detokenizer, TokenBytes
+from api.chat.encoding import Encoder, Prompt
+from api.chat.messages import PromptError, check_history, normalise_history
+from api.chat.parser import OutputParser
+from api.chat.stop import StopMatcher
+from api.chat.template import TemplateError
+from api.chat_request import ChatRequest, ModelFacts, read_chat_request
+from api.choice import Choice
+from api.errors import ApiError, invalid
+from api.logprobs import LogprobWriter
+from api.turn import ChatTurn, engine_is_dead
+from engine.client import EngineClient, EngineDead, EngineRefused, GenerationDefaults
+from engine.messages import Submit
+
+INLINE_BODY_BYTES = 32 * 2**10
+"""Longer bodies are read and encoded on a thread, so that they do not hold up other streams."""
+
+
+class ChatService:
+    """Answers chat completions with one engine and one checkpoint's prompt format."""
+
+    def __init__(
+        self,
+        engine: EngineClient,
+        encoder: Encoder,
+        names: tuple[str, ...],
+        defaults: GenerationDefaults,
+    ) -> None:
+        self.engine = engine
+        self.facts = ModelFacts(
+            names=names,
+            vocab_size=engine.ready.vocab_size,
+            max_model_len=engine.ready.max_model_len,
+            defaults=defaults,
+            end_token_ids=tuple(dict.fromkeys((*encoder.stop_token_ids, *defaults.eos_token_ids))),
+            call_token_ids=(encoder.dsml_token_id,),
+        )
+        self._encoder = encoder
+        self._logprobs = LogprobWriter(TokenBytes(encoder.tokenizer))
+        fingerprint = hashlib.sha256(repr((names[0], msgspec.to_builtins(engine.ready))).encode())
+        self.system_fingerprint = f"fp_{fingerprint.hexdigest()[:12]}"
+
+    @classmethod
+    def from_folder(cls, engine: EngineClient, folder: Path, names: tuple[str, ...]) -> ChatService:
+        """Returns the service of a checkpoint folder: its tokenizer, prompt texts and defaults."""
+        encoder = Encoder.from_folder(folder)
+        return cls(engine, encoder, names, GenerationDefaults.from_folder(folder))
+
+    async def start(self, body: bytes) -> ChatTurn:
+        """Submits the request in `body` and returns it once the engine has accepted it.
+
+        Raises ApiError with the status, and the field at fault where there is one.
+        """
+        if len(body) <= INLINE_BODY_BYTES:
+            request, prompt = self.prepare(body)
+        else:
+            request, prompt = await asyncio.to_thread(self.prepare, body)
+        return await self._submit(request, prompt)
+
+    def prepare(self, body: bytes) -> tuple[ChatRequest, Prompt]:
+        """Returns the validated request and its prompt. Raises ApiError(400 or 404)."""
+        request = read_chat_request(body, self.facts)
+        try:
+            check_history(request.messages, request.thinking)
+            prompt = self._encoder.encode(
+                normalise_history(request.messages),
+                tools=request.functions or None,
+                thinking=request.thinking,
+            )
+        except PromptError as error:
+            raise invalid(error.message, error.param) from error
+        except TemplateError as error:
+            raise invalid(f"This checkpoint cannot take tools: {error}", "tools") from error
+        window = self.facts.max_model_len
+        if len(prompt.token_ids) >= window:
+            raise invalid(
+                f"The prompt has {len(prompt.token_ids)} tokens; the window of {window} tokens "
+                "must hold it and at least one more.",
+                "messages",
+                "context_length_exceeded",
+            )
+        return request, prompt
+
+    async def _submit(self, request: ChatRequest, prompt: Prompt) -> ChatTurn:
+        request_id = f"chatcmpl-{secrets.token_hex(12)}"
+        room = self.facts.max_model_len - len(prompt.token_ids)
+        sampling = request.sampling
+        max_tokens = min(sampling.max_tokens, room)
+        submit = Submit(
+            id=request_id,
+            token_ids=prompt.token_ids,
+            sampling=msgspec.structs.replace(
+                sampling, max_tokens=max_tokens, min_tokens=min(sampling.min_tokens, max_tokens)
+            ),
+            spans=prompt.spans,
+            n=request.n,
+            priority=request.priority,
+            tenant=request.tenant,
+            cache_salt=request.cache_salt,
+        )
+        try:
+            generation = await self.engine.submit(submit)
+        except EngineDead as error:
+            raise engine_is_dead(error) from error
+        except EngineRefused as error:
+            raise ApiError(
+                error.status,
+                error.message,
+                param=error.param,
+                code=error.code,
+                retry_after=error.retry_after,
+            ) from error
+        return ChatTurn(
+            self.engine,
+            generation,
+            request_id,
+            request,
+            prompt,
+            [self._choice(index, request, prompt) for index in range(request.n)],
+            self.system_fingerprint,
+        )
+
+    def _choice(self, index: int, request: ChatRequest, prompt: Prompt) -> Choice:
+        return Choice(
+            index,
+            OutputParser(
+                prompt.in_reasoning,
+                request.may_call,
+                tool_schemas=request.functions or None,
+            ),
+            Detokenizer(self._encoder.tokenizer, self.facts.end_token_ids),
+            StopMatcher(request.stops),
+            end_token_ids=frozenset(request.sampling.stop_token_ids),
+            think_end_token_id=self._encoder.think_end_token_id,
+            one_call=request.one_call,
+            logprobs=self._logprobs if request.sampling.logprobs is not None else None,
+        )

@@ -1,0 +1,106 @@
+"""Server-sent events: `data:` lines, comments while nothing happens, an end that frees all."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AbstractAsyncContextManager
+
+import msgspec
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from api.errors import ApiError
+
+logger = logging.getLogger("winnow.api")
+
+DONE = b"data: [DONE]\n\n"
+KEEP_ALIVE = b": keep-alive\n\n"
+
+_encoder = msgspec.json.Encoder()
+
+
+def event(message: msgspec.Struct) -> bytes:
+    """Returns one server-sent event. JSON has no raw line feed, so one line holds it."""
+    return b"data: " + _encoder.encode(message) + b"\n\n"
+
+
+class EventStream(Response):
+    """Streams the messages of `source`, then [DONE]; an error in between becomes the last event.
+
+    source: a context manager around the work; leaving it frees what the work holds, and it is left
+    whenever the stream ends, also when the client goes away in the middle.
+    messages: called inside it, yields what is sent.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self,
+        source: AbstractAsyncContextManager[object],
+        messages: Callable[[], AsyncGenerator[msgspec.Struct, None]],
+        *,
+        keep_alive_s: float,
+    ) -> None:
+        super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
+        del self.headers["content-length"]
+        self._source = source
+        self._messages = messages
+        self._keep_alive_s = keep_alive_s
+        self._last_sent_s = 0.0
+        self._finished = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self._source:
+            await send(
+                {
+                    "type": "http.response.start",
+                    "status": self.status_code,
+                    "headers": self.raw_headers,
+                }
+            )
+            async with asyncio.TaskGroup() as tasks:
+                watch = tasks.create_task(disconnected(receive))
+                beat = tasks.create_task(self._keep_alive(send))
+                write = tasks.create_task(self._write(send))
+                await asyncio.wait({watch, write}, return_when=asyncio.FIRST_COMPLETED)
+                for task in (watch, beat, write):
+                    task.cancel()
+
+    async def _write(self, send: Send) -> None:
+        last = DONE
+        try:
+            async with contextlib.aclosing(self._messages()) as messages:
+                async for message in messages:
+                    await self._send(send, event(message))
+        except ApiError as error:
+            last = event(error.body)
+        except Exception:
+            logger.exception("a stream failed")
+            last = event(ApiError(500, "The server failed while it streamed.").body)
+        self._finished = True
+        await self._send(send, last)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _send(self, send: Send, data: bytes) -> None:
+        await send({"type": "http.response.body", "body": data, "more_body": True})
+        self._last_sent_s = asyncio.get_running_loop().time()
+
+    async def _keep_alive(self, send: Send) -> None:
+        """Comments keep proxies and clients from giving up on a request that waits its turn."""
+        loop = asyncio.get_running_loop()
+        self._last_sent_s = loop.time()
+        while not self._finished:
+            silence_s = loop.time() - self._last_sent_s
+            if silence_s >= self._keep_alive_s:
+                await self._send(send, KEEP_ALIVE)
+            else:
+                await asyncio.sleep(self._keep_alive_s - silence_s)
+
+
+async def disconnected(receive: Receive) -> None:
+    """Returns when the client has gone away."""
+    while (await receive())["type"] != "http.disconnect":
+        pass

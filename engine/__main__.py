@@ -1,0 +1,89 @@
+"""The engine process: `python -m engine --socket-fd N`, started by `engine.client`.
+
+The first frame on the socket is the EngineConfig as JSON; then Ready or Failed goes back.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import socket
+import sys
+import threading
+import traceback
+from queue import SimpleQueue
+
+import msgspec
+
+from engine.config import ConfigError, EngineConfig
+from engine.core import EngineCore
+from engine.loading import load_replica
+from engine.messages import Failed, FromEngine, ToEngine
+from engine.model_config import CheckpointError
+from engine.wire import frame, read_frame
+
+
+def main() -> int:
+    """Returns the exit status: 0 after an orderly end, 1 when the engine failed."""
+    parser = argparse.ArgumentParser(prog="python -m engine")
+    parser.add_argument("--socket-fd", type=int, required=True)
+    connection = socket.socket(fileno=parser.parse_args().socket_fd)
+    # Ctrl-C reaches the whole process group; the API decides when the engine ends.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    outbox: SimpleQueue[FromEngine | None] = SimpleQueue()
+    writer = threading.Thread(target=_write, args=(connection, outbox), name="writer")
+    writer.start()
+    status = 1
+    try:
+        _serve(connection, outbox)
+        status = 0
+    except (CheckpointError, ConfigError) as error:
+        outbox.put(Failed(str(error)))
+    except Exception as error:
+        traceback.print_exc()
+        outbox.put(Failed(f"{type(error).__name__}: {error}"))
+    finally:
+        outbox.put(None)
+        writer.join()
+        connection.close()
+    return status
+
+
+def _serve(connection: socket.socket, outbox: SimpleQueue[FromEngine | None]) -> None:
+    first = read_frame(connection)
+    if first is None:
+        return
+    replica = load_replica(msgspec.json.decode(first, type=EngineConfig))
+    inbox: SimpleQueue[ToEngine | None] = SimpleQueue()
+    reader = threading.Thread(target=_read, args=(connection, inbox), name="reader", daemon=True)
+    outbox.put(replica.ready)
+    reader.start()
+    EngineCore(replica.scheduler, replica.runner, inbox, outbox.put).run()
+
+
+def _read(connection: socket.socket, inbox: SimpleQueue[ToEngine | None]) -> None:
+    """Decodes frames into the inbox; None at the end, so that the loop stops."""
+    decoder = msgspec.msgpack.Decoder(ToEngine)
+    try:
+        while (payload := read_frame(connection)) is not None:
+            inbox.put(decoder.decode(payload))
+    except OSError:
+        traceback.print_exc()
+    finally:
+        inbox.put(None)
+
+
+def _write(connection: socket.socket, outbox: SimpleQueue[FromEngine | None]) -> None:
+    """Sends the outbox; the core loop never waits for a slow reader."""
+    encoder = msgspec.msgpack.Encoder()
+    while (message := outbox.get()) is not None:
+        try:
+            connection.sendall(frame(encoder.encode(message)))
+        except OSError:
+            # The API is gone: the reader sees the same and ends the loop.
+            return
+
+
+if __name__ == "__main__":
+    sys.exit(main())

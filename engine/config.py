@@ -1,0 +1,70 @@
+"""How an engine is run: one frozen struct, validated once, at the edge."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+PAGE_TOKENS = 64
+"""Tokens of a page: latent rows and index keys of every layer."""
+
+Attention = Literal["auto", "sparse", "dense"]
+
+
+class ConfigError(ValueError):
+    """A setting outside its range; the message names the flag, the value and the range."""
+
+
+class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Settings of one engine replica. Field names are the flags' names."""
+
+    model: str = ""
+    """A local folder or a hub id in Hugging Face layout; empty: the embedded checkpoint."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Compute dtype; auto is float32 on the CPU and bfloat16 on CUDA."""
+    attention: Attention = "auto"
+    """auto picks a form per row; sparse always scores and selects; dense never selects."""
+    kv_cache_dtype: Literal["auto", "float32", "bfloat16", "fp8"] = "auto"
+    """Latent cache; auto is the compute dtype on the CPU and fp8 on CUDA."""
+    index_dtype: Literal["auto", "float32", "bfloat16", "fp8"] = "auto"
+    """Index-key cache and index queries; auto as for kv_cache_dtype."""
+    max_model_len: int | None = None
+    """Longest sequence in tokens; None: what the checkpoint allows and the pages hold."""
+    max_num_seqs: int = 64
+    """Sequences running at once."""
+    max_num_batched_tokens: int = 2048
+    """Tokens computed in one step, prefill and decode together."""
+    max_queued_requests: int = 1024
+    """Requests waiting; one more is refused with 429."""
+    indexer_workspace_bytes: int = 128 * 2**20
+    """Limit of the indexer's score matrix: the sum over a step's rows of count x context x 4."""
+    kv_cache_bytes: int | None = None
+    """Memory for pages; None: a share of what is free (CPU: a quarter, at most 4 GiB)."""
+    gpu_memory_utilization: float = 0.9
+    """Share of the device's memory the engine may fill, weights included."""
+    enable_prefix_caching: bool = True
+    threads: int | None = None
+    """CPU threads of the engine; None: one per core."""
+
+    def __post_init__(self) -> None:
+        def at_least(name: str, low: int) -> None:
+            value = getattr(self, name)
+            if value is not None and value < low:
+                flag = name.replace("_", "-")
+                raise ConfigError(f"--{flag} is {value}; it must be at least {low}")
+
+        at_least("max_model_len", 2)
+        at_least("max_num_seqs", 1)
+        at_least("max_num_batched_tokens", 1)
+        at_least("max_queued_requests", 1)
+        at_least("indexer_workspace_bytes", 1)
+        at_least("kv_cache_bytes", 1)
+        at_least("threads", 1)
+        if not 0.0 < self.gpu_memory_utilization <= 1.0:
+            raise ConfigError(
+                f"--gpu-memory-utilization is {self.gpu_memory_utilization}; it must be in (0, 1]"
+            )

@@ -1,0 +1,189 @@
+"""The loop: messages in, one step, messages out.
+
+while not shut down:
+    take every message that has arrived; wait for one if there is nothing to do
+    plan, execute, commit
+    send what happened
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+
+from engine.messages import (
+    Abort,
+    Accepted,
+    FromEngine,
+    Heartbeat,
+    Output,
+    Outputs,
+    Refused,
+    Shutdown,
+    Snapshot,
+    Stop,
+    Submit,
+    ToEngine,
+    TurnEnded,
+)
+from engine.runner import Runner
+from scheduler.plan import StepPlan, StepResult
+from scheduler.retention import flip_point
+from scheduler.scheduler import Choice, Refusal, Scheduler
+
+SNAPSHOT_INTERVAL_S = 0.25
+RATE_SMOOTHING = 0.2
+
+
+class Rates:
+    """Recent tokens per second of engine time, by phase."""
+
+    def __init__(self) -> None:
+        self.prefill_tokens_per_s = 0.0
+        self.decode_tokens_per_s = 0.0
+
+    def observe(self, plan: StepPlan, result: StepResult) -> None:
+        """Takes one step in; a step's time is shared among its tokens evenly."""
+        total = sum(row.count for row in plan.rows)
+        decode = sum(1 for row in plan.rows if row.count == 1)
+        if not total or result.seconds <= 0:
+            return
+        per_second = total / result.seconds
+        if decode:
+            self.decode_tokens_per_s = self._smooth(
+                self.decode_tokens_per_s, decode / result.seconds
+            )
+        if decode < total:
+            self.prefill_tokens_per_s = self._smooth(self.prefill_tokens_per_s, per_second)
+
+    @staticmethod
+    def _smooth(old: float, new: float) -> float:
+        return new if old == 0.0 else old + RATE_SMOOTHING * (new - old)
+
+
+class EngineCore:
+    """Ties scheduler and runner together; knows nothing of sockets.
+
+    `inbox` holds decoded messages, None meaning that the API side has gone; `send` must not block.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        runner: Runner,
+        inbox: SimpleQueue[ToEngine | None],
+        send: Callable[[FromEngine], None],
+    ) -> None:
+        self.scheduler, self.runner = scheduler, runner
+        self.inbox, self.send = inbox, send
+        self.rates = Rates()
+        self.step = 0
+        self._open = True
+        self._next_snapshot_s = 0.0
+
+    def run(self) -> None:
+        """Runs until Shutdown or until the API side is gone."""
+        while self._open:
+            self._take_messages()
+            if self._open and self.scheduler.has_work:
+                self._step()
+            self._report()
+
+    def _take_messages(self) -> None:
+        wait = not self.scheduler.has_work
+        while self._open:
+            try:
+                message = self.inbox.get(block=wait, timeout=SNAPSHOT_INTERVAL_S)
+            except Empty:
+                return
+            wait = False
+            self._handle(message)
+
+    def _handle(self, message: ToEngine | None) -> None:
+        match message:
+            case Submit():
+                self._submit(message)
+            case Stop(id=request_id, choice=choice):
+                self._publish(self.scheduler.stop(request_id, choice))
+            case Abort(id=request_id):
+                self._publish(self.scheduler.abort(request_id))
+            case TurnEnded():
+                flip = flip_point(message.spans) if _loses_reasoning(message) else None
+                self.scheduler.turn_ended(message.id, message.choice, message.why, flip)
+            case Shutdown() | None:
+                self._open = False
+
+    def _submit(self, message: Submit) -> None:
+        answer = self.scheduler.submit(
+            message.id,
+            message.token_ids,
+            message.sampling,
+            n=message.n,
+            priority=message.priority,
+            tenant=message.tenant,
+            cache_salt=message.cache_salt,
+        )
+        if isinstance(answer, Refusal):
+            rate = self.rates.prefill_tokens_per_s
+            retry_s = self.scheduler.backlog_tokens / rate if rate else 1.0
+            self.send(
+                Refused(
+                    message.id,
+                    answer.status,
+                    answer.code,
+                    answer.message,
+                    answer.param,
+                    max(1.0, retry_s) if answer.status == 429 else None,
+                )
+            )
+        else:
+            self.send(Accepted(message.id, answer))
+
+    def _step(self) -> None:
+        plan = self.scheduler.plan()
+        result = self.runner.execute(plan)
+        self.step = plan.step
+        self.rates.observe(plan, result)
+        self._publish(self.scheduler.commit(result))
+
+    def _publish(self, news: list[Choice]) -> None:
+        if news:
+            self.send(Outputs(self.step, [_output(choice) for choice in news]))
+
+    def _report(self) -> None:
+        now_s = time.monotonic()
+        if now_s < self._next_snapshot_s:
+            return
+        self._next_snapshot_s = now_s + SNAPSHOT_INTERVAL_S
+        self.send(self.snapshot() if self._open else Heartbeat(self.step))
+
+    def snapshot(self) -> Snapshot:
+        """Returns the state of queue, pages and rates."""
+        scheduler, pool = self.scheduler, self.scheduler.pool
+        return Snapshot(
+            step=self.step,
+            running=len(scheduler.running),
+            waiting=len(scheduler.waiting),
+            backlog_tokens=scheduler.backlog_tokens,
+            live_pages=pool.live_pages,
+            idle_pages=pool.idle_pages,
+            free_pages=pool.free_pages,
+            total_pages=pool.total_pages,
+            prefill_tokens_per_s=self.rates.prefill_tokens_per_s,
+            decode_tokens_per_s=self.rates.decode_tokens_per_s,
+            preemptions=scheduler.preemptions,
+        )
+
+
+def _loses_reasoning(message: TurnEnded) -> bool:
+    return any(span.kind == "reasoning" for span in message.spans)
+
+
+def _output(choice: Choice) -> Output:
+    extras: dict[str, str | int | float] = {}
+    if choice.stop_token is not None:
+        extras["stop_token"] = choice.stop_token
+    return Output(
+        choice.request_id, choice.choice, choice.token_ids, choice.logprobs, choice.finish, extras
+    )

@@ -1,0 +1,164 @@
+"""From settings to a runner and its scheduler: the one place where a replica is put together."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from engine.cache import CacheLayout, PagedCache
+from engine.checkpoint import load_weights
+from engine.config import PAGE_TOKENS, ConfigError, EngineConfig
+from engine.hub import resolve_model
+from engine.messages import Ready
+from engine.model import DeepseekV32
+from engine.model_config import GenerationDefaults, ModelConfig
+from engine.runner import Runner
+from kernels.cache import CacheDtype
+from scheduler.forms import FormPolicy, break_even_tokens
+from scheduler.scheduler import Scheduler, SchedulerConfig
+
+CPU_CACHE_LIMIT_BYTES = 4 * 2**30
+
+
+@dataclass(frozen=True)
+class Replica:
+    """A loaded model with everything it needs to run plans."""
+
+    folder: Path
+    model: ModelConfig
+    defaults: GenerationDefaults
+    runner: Runner
+    scheduler: Scheduler
+    ready: Ready
+
+
+def load_replica(config: EngineConfig, *, progress: bool = True) -> Replica:
+    """Returns the replica `config` describes, its weights read and its pages allocated.
+
+    Raises CheckpointError or ConfigError naming the file, field or flag at fault.
+    """
+    folder = resolve_model(config.model, config.revision)
+    model = ModelConfig.from_folder(folder)
+    defaults = GenerationDefaults.from_folder(folder)
+    device = _device(config)
+    if device.type == "cpu":
+        torch.set_num_threads(config.threads or os.cpu_count() or 1)
+    dtype = _dtype(config, device)
+    layout = _layout(config, device, dtype, model)
+    weights = load_weights(folder, model, dtype=dtype, device=device, progress=progress)
+    # Several names may share one storage; count each once.
+    storages = {
+        w.untyped_storage().data_ptr(): w.untyped_storage().nbytes() for w in weights.values()
+    }
+    weights_bytes = sum(storages.values())
+    network = DeepseekV32(
+        model,
+        weights,
+        index_fp8=layout.index == "fp8",
+        select=config.attention != "dense",
+    )
+    page_bytes = layout.page_bytes(model)
+    pages, max_model_len = _size(config, model, page_bytes)
+    cache = PagedCache(model, layout, pages, compute_dtype=dtype, device=device)
+    scheduler = Scheduler(
+        SchedulerConfig(
+            total_pages=pages,
+            page_tokens=PAGE_TOKENS,
+            max_model_len=max_model_len,
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+            max_queued_requests=config.max_queued_requests,
+            indexer_workspace_bytes=config.indexer_workspace_bytes,
+            forms=FormPolicy(
+                config.attention,
+                model.index_topk,
+                break_even_tokens(
+                    top_k=model.index_topk,
+                    kv_lora_rank=model.kv_lora_rank,
+                    qk_rope=model.qk_rope_head_dim,
+                    qk_nope=model.qk_nope_head_dim,
+                    v_head=model.v_head_dim,
+                ),
+            ),
+            eos_token_ids=defaults.eos_token_ids,
+            prefix_caching=config.enable_prefix_caching,
+            boot_secret=secrets.token_bytes(32),
+        )
+    )
+    latent_bytes = cache.latents.rows.numel() * cache.latents.rows.element_size()
+    ready = Ready(
+        model_type="deepseek_v32",
+        vocab_size=model.vocab_size,
+        max_model_len=max_model_len,
+        page_tokens=PAGE_TOKENS,
+        total_pages=pages,
+        memory={
+            "weights": weights_bytes,
+            "latent_pages": latent_bytes,
+            "index_key_pages": pages * page_bytes - latent_bytes,
+            "indexer_workspace": config.indexer_workspace_bytes,
+        },
+        device=str(device),
+        dtype=str(dtype).removeprefix("torch."),
+    )
+    runner = Runner(network, cache, eos_token_ids=defaults.eos_token_ids)
+    return Replica(folder, model, defaults, runner, scheduler, ready)
+
+
+def _device(config: EngineConfig) -> torch.device:
+    available = torch.cuda.is_available()
+    if config.device == "cuda" and not available:
+        raise ConfigError("--device is cuda, but torch finds no CUDA device")
+    if config.device == "auto":
+        return torch.device("cuda" if available else "cpu")
+    return torch.device(config.device)
+
+
+def _dtype(config: EngineConfig, device: torch.device) -> torch.dtype:
+    if config.dtype == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
+
+
+def _layout(
+    config: EngineConfig, device: torch.device, dtype: torch.dtype, model: ModelConfig
+) -> CacheLayout:
+    compute: CacheDtype = "bfloat16" if dtype == torch.bfloat16 else "float32"
+    default: CacheDtype = compute if device.type == "cpu" else "fp8"
+    latent = default if config.kv_cache_dtype == "auto" else config.kv_cache_dtype
+    index = default if config.index_dtype == "auto" else config.index_dtype
+    if latent == "fp8" and model.kv_lora_rank % 128:
+        raise ConfigError(
+            f"--kv-cache-dtype is fp8, but the model's kv_lora_rank is {model.kv_lora_rank}; "
+            "fp8 latents need a multiple of 128"
+        )
+    return CacheLayout(latent, index)
+
+
+def _size(config: EngineConfig, model: ModelConfig, page_bytes: int) -> tuple[int, int]:
+    """Returns (pages, max_model_len): as many pages as the memory holds and the limits can use."""
+    longest = config.max_model_len or model.max_position_embeddings
+    if longest > model.max_position_embeddings:
+        raise ConfigError(
+            f"--max-model-len is {longest}; the model's max_position_embeddings allows at most "
+            f"{model.max_position_embeddings}"
+        )
+    memory_bytes = config.kv_cache_bytes
+    if memory_bytes is None:
+        free_bytes = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        memory_bytes = min(free_bytes // 4, CPU_CACHE_LIMIT_BYTES)
+    # Pages beyond this can never be in use at once.
+    useful = config.max_num_seqs * -(-longest // PAGE_TOKENS)
+    pages = min(memory_bytes // page_bytes, useful)
+    if pages < 1:
+        raise ConfigError(f"--kv-cache-bytes is {memory_bytes}; one page needs {page_bytes} bytes")
+    if config.max_model_len is not None and pages * PAGE_TOKENS < longest:
+        raise ConfigError(
+            f"--max-model-len is {longest}, but {memory_bytes} bytes of cache hold only "
+            f"{pages * PAGE_TOKENS} tokens; lower it or raise --kv-cache-bytes"
+        )
+    return pages, min(longest, pages * PAGE_TOKENS)

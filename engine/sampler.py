@@ -1,0 +1,159 @@
+"""From logits to tokens: penalties, temperature, filters, one draw per row.
+
+A draw depends on its row alone: the noise is a hash of (seed, choice, position), so the same
+request gives the same tokens in any batch.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from scheduler.plan import TokenLogprobs
+from scheduler.request import Sampling
+
+_MASK = (1 << 64) - 1
+
+
+def uniform(seed: int, choice: int, position: int) -> float:
+    """Returns a number in (0, 1), the same for the same arguments on every machine.
+
+    Source: the SplitMix64 finaliser (Steele, Lea, Flood 2014), applied per argument.
+    """
+    state = 0
+    for value in (seed, choice, position):
+        state = (state + (value & _MASK) + 0x9E3779B97F4A7C15) & _MASK
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
+        state ^= state >> 31
+    return ((state >> 11) + 0.5) / (1 << 53)
+
+
+@dataclass
+class SamplerState:
+    """What sampling has to remember of one slot."""
+
+    sampling: Sampling
+    choice: int
+    prompt: frozenset[int] = frozenset()
+    """Distinct prompt tokens, kept only when a repetition penalty needs them."""
+    generated: Counter[int] = field(default_factory=Counter)
+    stop_tokens: tuple[int, ...] = ()
+    """Tokens that may not be drawn before min_tokens."""
+
+    @classmethod
+    def start(
+        cls,
+        sampling: Sampling,
+        choice: int,
+        token_ids: list[int],
+        prompt_tokens: int,
+        eos_token_ids: tuple[int, ...],
+    ) -> SamplerState:
+        """The state of a slot whose known tokens are `token_ids`, the first ones its prompt."""
+        repetition = sampling.repetition_penalty != 1.0
+        return cls(
+            sampling,
+            choice,
+            frozenset(token_ids[:prompt_tokens]) if repetition else frozenset(),
+            Counter(token_ids[prompt_tokens:]),
+            (*eos_token_ids, *sampling.stop_token_ids),
+        )
+
+
+def sample(logits: Tensor, rows: list[SamplerState], positions: list[int]) -> list[int]:
+    """Returns one token per row and notes it in the row's state.
+
+    logits [S, vocab] float32, left unchanged; positions: the position each token will have.
+    """
+    adjusted = logits
+    if any(_adjusts(row) for row in rows):
+        adjusted = logits.clone()
+        for line, row in zip(adjusted, rows, strict=True):
+            _adjust(line, row)
+    tokens = adjusted.argmax(-1).tolist()
+    drawn = [i for i, row in enumerate(rows) if row.sampling.temperature > 0]
+    if drawn:
+        draws = _draw(adjusted[drawn], [rows[i] for i in drawn], [positions[i] for i in drawn])
+        for i, token in zip(drawn, draws, strict=True):
+            tokens[i] = token
+    for row, token in zip(rows, tokens, strict=True):
+        row.generated[token] += 1
+    return tokens
+
+
+def logprobs_of(logits: Tensor, token: int, top: int) -> TokenLogprobs:
+    """Returns the log-probability of `token` and of the `top` most likely; logits [vocab]."""
+    logprobs = torch.log_softmax(logits, -1)
+    best = logprobs.topk(top) if top else None
+    pairs = [] if best is None else zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return TokenLogprobs(float(logprobs[token]), list(pairs))
+
+
+def _adjusts(row: SamplerState) -> bool:
+    s = row.sampling
+    return bool(
+        s.frequency_penalty
+        or s.presence_penalty
+        or s.repetition_penalty != 1.0
+        or s.logit_bias
+        or row.generated.total() < s.min_tokens
+    )
+
+
+def _adjust(line: Tensor, row: SamplerState) -> None:
+    """Penalties, bias and forbidden tokens, in place on one row [vocab].
+
+    Source: OpenAI's definition of the frequency and presence penalties (generated tokens only);
+    CTRL (Keskar et al. 2019) for the repetition penalty (prompt and generated tokens).
+    """
+    s = row.sampling
+    if s.repetition_penalty != 1.0 and (row.prompt or row.generated):
+        seen = torch.tensor(sorted(row.prompt | row.generated.keys()), device=line.device)
+        value = line[seen]
+        line[seen] = torch.where(
+            value > 0, value / s.repetition_penalty, value * s.repetition_penalty
+        )
+    if (s.frequency_penalty or s.presence_penalty) and row.generated:
+        ids = torch.tensor(list(row.generated), device=line.device)
+        counts = torch.tensor(list(row.generated.values()), device=line.device, dtype=line.dtype)
+        line[ids] -= counts * s.frequency_penalty + s.presence_penalty
+    if s.logit_bias:
+        ids = torch.tensor(list(s.logit_bias), device=line.device)
+        line[ids] += torch.tensor(list(s.logit_bias.values()), device=line.device)
+    if row.generated.total() < s.min_tokens and row.stop_tokens:
+        line[list(row.stop_tokens)] = -torch.inf
+
+
+def _draw(logits: Tensor, rows: list[SamplerState], positions: list[int]) -> list[int]:
+    """Returns one draw per row by inverting the cumulative distribution of the kept tokens.
+
+    Filters apply to the tempered distribution in the order top_k, min_p, top_p, as in vLLM.
+    """
+
+    def column(values: list[float]) -> Tensor:
+        return torch.tensor(values, device=logits.device, dtype=torch.float32)[:, None]
+
+    samplings = [row.sampling for row in rows]
+    tempered = logits / column([s.temperature for s in samplings])
+    ordered, ids = tempered.sort(dim=-1, descending=True, stable=True)
+    rank = torch.arange(logits.shape[1], device=logits.device)
+    top_k = column([s.top_k or logits.shape[1] for s in samplings])
+    ordered = ordered.masked_fill(rank >= top_k, -torch.inf)
+    p = ordered.softmax(-1)
+    p = p.masked_fill(p < p[:, :1] * column([s.min_p for s in samplings]), 0.0)
+    p = p / p.sum(-1, keepdim=True)
+    # A token stays while the mass before it is below top_p, so the most likely always does.
+    before = p.cumsum(-1) - p
+    p = p.masked_fill((before >= column([s.top_p for s in samplings])) & (rank > 0), 0.0)
+    cumulative = p.cumsum(-1)
+    noise = [
+        uniform(row.sampling.seed, row.choice, position)
+        for row, position in zip(rows, positions, strict=True)
+    ]
+    drawn = torch.searchsorted(cumulative, column(noise) * cumulative[:, -1:])
+    last = (p > 0).sum(-1, keepdim=True) - 1  # rounding must not step past the kept tokens
+    return ids.gather(1, torch.minimum(drawn, last)).squeeze(1).tolist()

@@ -1,0 +1,78 @@
+"""Attention over latents: absorbed over chosen slots (MQA form), or expanded per head (MHA form).
+
+    a_s = scale * (q_nope . k_nope_s + q_rope . k_rope_s),   p = softmax over the chosen s
+
+Source: DeepSeek-V3.2 report, eq. 2; DeepSeek-V2 report, eq. 37-47 for the absorbed form.
+A row without any valid key gives 0, never NaN.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+WORKSPACE_BYTES = 64 * 2**20
+
+
+def _masked_softmax(scores: Tensor, valid: Tensor) -> Tensor:
+    """softmax over the last dimension in float32, 0 where not valid, 0 for a row without any."""
+    scores = scores.float().masked_fill(~valid, -torch.inf)
+    top = scores.amax(-1, keepdim=True)
+    weights = torch.exp(scores - top.masked_fill(top == -torch.inf, 0.0))
+    return weights / weights.sum(-1, keepdim=True).clamp_min(1e-30)
+
+
+def mqa_over_latents(q: Tensor, rows: Tensor, valid: Tensor, scale: float, latent: int) -> Tensor:
+    """Returns per-head averages of the latents [T, H, C] in q's dtype.
+
+    q [T, H, C + R]: absorbed query, then rotated rope part; rows [T, K, C + R]: the latent rows
+    each query attends to, shared by its heads; valid [T, K] bool; latent = C.
+    """
+    scores = (q @ rows.transpose(1, 2)) * scale
+    p = _masked_softmax(scores, valid[:, None, :]).to(q.dtype)
+    return p @ rows[..., :latent]
+
+
+def mha(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    visible: Tensor,
+    scale: float,
+    selected: Tensor | None = None,
+    *,
+    workspace_bytes: int = WORKSPACE_BYTES,
+) -> Tensor:
+    """Returns attention outputs [T, H, V] in q's dtype.
+
+    q [T, H, N + R]; k [L, H, N + R]; v [L, H, V]; visible [T] int64: query t sees positions below
+    visible[t]; selected [T, L] bool masks further (None: dense causal).
+    """
+    tokens, heads, _ = q.shape
+    length = k.shape[0]
+    keys, values = k.permute(1, 2, 0), v.transpose(0, 1)  # [H, N + R, L], [H, L, V]
+    positions = torch.arange(length, device=q.device)
+    out = torch.empty(tokens, heads, v.shape[-1], dtype=q.dtype, device=q.device)
+    step = max(1, workspace_bytes // (heads * length * 4))
+    for begin in range(0, tokens, step):
+        rows = slice(begin, begin + step)
+        valid = positions < visible[rows, None]
+        if selected is not None:
+            valid &= selected[rows]
+        scores = (q[rows].transpose(0, 1) @ keys) * scale  # [H, t, L]
+        p = _masked_softmax(scores, valid).to(q.dtype)
+        out[rows] = (p @ values).transpose(0, 1)
+    return out
+
+
+def attention_reference(
+    q: Tensor, k: Tensor, v: Tensor, chosen: list[list[int]], scale: float
+) -> Tensor:
+    """One query and head at a time over its chosen positions; k [L, H, N + R], v [L, H, V]."""
+    out = torch.zeros(q.shape[0], q.shape[1], v.shape[-1], dtype=q.dtype)
+    for t, positions in enumerate(chosen):
+        for h in range(q.shape[1]):
+            if positions:
+                scores = torch.stack([torch.dot(q[t, h], k[s, h]) for s in positions]) * scale
+                out[t, h] = torch.softmax(scores, 0) @ v[positions, h]
+    return out

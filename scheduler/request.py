@@ -1,0 +1,97 @@
+"""What one generation asks for and how far it has come."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from scheduler.retention import Span
+
+__all__ = ["FinishReason", "Sampling", "Sequence", "Span"]
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How tokens are drawn; the OpenAI fields and the extensions common to vLLM and SGLang.
+
+    The API validates ranges at its edge and names the field; the engine trusts them.
+    """
+
+    max_tokens: int
+    """Upper limit of generated tokens, at least 1."""
+    temperature: float = 1.0
+    """0 picks the most likely token (ties: the lowest id)."""
+    top_p: float = 1.0
+    top_k: int = 0
+    """0 keeps every token."""
+    min_p: float = 0.0
+    seed: int = 0
+    """Draws depend on (seed, position) only, never on the batch."""
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] = {}
+    """Token id -> value added to its logit."""
+    logprobs: int | None = None
+    """None: no logprobs; n: the sampled token's and those of the n most likely."""
+    min_tokens: int = 0
+    """No stop token is sampled before this many tokens."""
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+
+
+class Sequence:
+    """One choice of one request: its tokens, its pages, and how many tokens are in the cache."""
+
+    __slots__ = (
+        "arrival",
+        "choice",
+        "computed_tokens",
+        "keys",
+        "pages",
+        "prompt_tokens",
+        "published_pages",
+        "request_id",
+        "root_key",
+        "sampling",
+        "slot",
+        "token_ids",
+        "waits_for",
+    )
+
+    def __init__(
+        self,
+        request_id: str,
+        choice: int,
+        token_ids: list[int],
+        sampling: Sampling,
+        *,
+        root_key: bytes,
+        arrival: int,
+        waits_for: Sequence | None = None,
+    ) -> None:
+        self.request_id = request_id
+        self.choice = choice
+        self.token_ids = token_ids
+        """Prompt and generated tokens; the last generated one may not be in the cache yet."""
+        self.prompt_tokens = len(token_ids)
+        self.computed_tokens = 0
+        """Tokens whose latent and index key are in the cache, from the start."""
+        self.sampling = sampling
+        self.pages: list[int] = []
+        self.keys: list[bytes] = []
+        """Identity of each full page so far (scheduler.prefix)."""
+        self.published_pages = 0
+        """Leading pages whose identity the pool was told."""
+        self.root_key = root_key
+        self.slot = -1
+        """Row in the engine's mirrors while running, else -1."""
+        self.arrival = arrival
+        self.waits_for = waits_for
+        """The sibling whose prompt pages this choice will share; None once they exist."""
+
+    @property
+    def generated_tokens(self) -> int:
+        return len(self.token_ids) - self.prompt_tokens

@@ -1,0 +1,1 @@
+"""Where the embedded checkpoint comes from: data, training stages, export and evaluation."""
