@@ -36,16 +36,17 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Longest sequence in tokens; None: what the checkpoint allows and the pages hold."""
     max_num_seqs: int = 64
     """Sequences running at once."""
-    max_num_batched_tokens: int = 2048
-    """Tokens computed in one step, prefill and decode together."""
+    max_num_batched_tokens: int = 512
+    """Tokens computed in one step, prefill and decode together; prompts are cut to fit."""
     max_queued_requests: int = 1024
     """Requests waiting; one more is refused with 429."""
     indexer_workspace_bytes: int = 128 * 2**20
     """Limit of the indexer's score matrix: the sum over a step's rows of count x context x 4."""
     kv_cache_bytes: int | None = None
-    """Memory for pages; None: a share of what is free (CPU: a quarter, at most 4 GiB)."""
+    """Memory for pages; None: on the CPU a quarter of what is free, at most 4 GiB; on CUDA what
+    --gpu-memory-utilization leaves."""
     gpu_memory_utilization: float = 0.9
-    """Share of the device's memory the engine may fill, weights included."""
+    """Share of the CUDA device's memory the engine may fill, weights included."""
     enable_prefix_caching: bool = True
     threads: int | None = None
     """CPU threads of the engine; None: one per core."""

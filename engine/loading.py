@@ -62,7 +62,7 @@ def load_replica(config: EngineConfig, *, progress: bool = True) -> Replica:
         select=config.attention != "dense",
     )
     page_bytes = layout.page_bytes(model)
-    pages, max_model_len = _size(config, model, page_bytes)
+    pages, max_model_len = _size(config, model, page_bytes, device)
     cache = PagedCache(model, layout, pages, compute_dtype=dtype, device=device)
     scheduler = Scheduler(
         SchedulerConfig(
@@ -139,7 +139,21 @@ def _layout(
     return CacheLayout(latent, index)
 
 
-def _size(config: EngineConfig, model: ModelConfig, page_bytes: int) -> tuple[int, int]:
+def _cache_bytes(config: EngineConfig, device: torch.device) -> int:
+    """Returns the memory for pages; on CUDA after the weights were loaded."""
+    if config.kv_cache_bytes is not None:
+        return config.kv_cache_bytes
+    if device.type == "cuda":
+        free_bytes, total_bytes = torch.cuda.mem_get_info(device)
+        reserved_bytes = round(total_bytes * (1 - config.gpu_memory_utilization))
+        return max(0, free_bytes - reserved_bytes - config.indexer_workspace_bytes)
+    free_bytes = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min(free_bytes // 4, CPU_CACHE_LIMIT_BYTES)
+
+
+def _size(
+    config: EngineConfig, model: ModelConfig, page_bytes: int, device: torch.device
+) -> tuple[int, int]:
     """Returns (pages, max_model_len): as many pages as the memory holds and the limits can use."""
     longest = config.max_model_len or model.max_position_embeddings
     if longest > model.max_position_embeddings:
@@ -147,10 +161,7 @@ def _size(config: EngineConfig, model: ModelConfig, page_bytes: int) -> tuple[in
             f"--max-model-len is {longest}; the model's max_position_embeddings allows at most "
             f"{model.max_position_embeddings}"
         )
-    memory_bytes = config.kv_cache_bytes
-    if memory_bytes is None:
-        free_bytes = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        memory_bytes = min(free_bytes // 4, CPU_CACHE_LIMIT_BYTES)
+    memory_bytes = _cache_bytes(config, device)
     # Pages beyond this can never be in use at once.
     useful = config.max_num_seqs * -(-longest // PAGE_TOKENS)
     pages = min(memory_bytes // page_bytes, useful)

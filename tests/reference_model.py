@@ -40,16 +40,22 @@ class Trace:
 
 
 class ReferenceModel:
-    """fields: a decoded config.json. weights: name -> tensor, as published, dequantised."""
+    """The formulas with one set of weights.
+
+    fields: a decoded config.json. weights: name -> tensor, as published, dequantised.
+    fp8_caches: latents, index keys and index queries are rounded as the FP8 caches round them.
+    """
 
     def __init__(
         self,
         fields: dict[str, Any],
         weights: dict[str, Tensor],
         *,
+        fp8_caches: bool = False,
         sabotage: Sabotage | None = None,
     ) -> None:
         self.fields = fields
+        self.fp8_caches = fp8_caches
         self.weights = {name: weight.double() for name, weight in weights.items()}
         self.sabotage = sabotage
 
@@ -109,7 +115,10 @@ class ReferenceModel:
             rotate = rotate_neighbours
         queries = torch.cat((rotate(queries[..., :rope], angles), queries[..., rope:]), dim=-1)
         keys = torch.cat((rotate(keys[..., :rope], angles), keys[..., rope:]), dim=-1)
-        # Rotating both sides by an orthogonal matrix changes no score; one side alone does.
+        # Rotating both sides by an orthogonal matrix changes no score, only how they round.
+        if self.fp8_caches:
+            queries = fp8_round(queries @ hadamard_matrix(width), width)
+            keys = fp8_round(keys @ hadamard_matrix(width), width)
         if self.sabotage == "hadamard on keys only":
             keys = keys @ hadamard_matrix(width)
         weights = (h @ indexer["weights_proj.weight"].T) / math.sqrt(heads * width)
@@ -131,6 +140,8 @@ class ReferenceModel:
         shared_key = rotate_neighbours(down[:, latent:], angles)
         norm = part["self_attn.kv_a_layernorm.weight"]
         latents = rms_norm(down[:, :latent], norm, c["rms_norm_eps"])
+        if self.fp8_caches:
+            latents, shared_key = fp8_round(latents, 128), shared_key.bfloat16().double()
         queries = self.query_latent(h, part) @ part["self_attn.q_b_proj.weight"].T
         queries = queries.view(-1, heads, nope + rope)
         expanded = (latents @ part["self_attn.kv_b_proj.weight"].T).view(-1, heads, nope + value)
@@ -201,7 +212,7 @@ def inv_freq(fields: dict[str, Any]) -> Tensor:
     """[R/2]: angle per position of each rotary pair, with YaRN's ramp between kept and slowed."""
     width, base = fields["qk_rope_head_dim"], fields["rope_theta"]
     pairs = torch.arange(width // 2, dtype=torch.float64)
-    kept = base ** (-2 * pairs / width)
+    kept: Tensor = base ** (-2 * pairs / width)
     yarn = fields["rope_scaling"]
     if yarn is None:
         return kept
@@ -237,6 +248,14 @@ def turn(x: Tensor, angles: Tensor) -> Tensor:
     """exp(i · angle), shaped to multiply the pairs of x."""
     rotation = torch.polar(torch.ones_like(angles), angles)
     return rotation if x.dim() == 2 else rotation[:, None]
+
+
+def fp8_round(x: Tensor, group: int) -> Tensor:
+    """x with each group of values rounded to e4m3 times a power-of-two scale."""
+    groups = x.unflatten(-1, (-1, group))
+    largest = groups.abs().amax(dim=-1, keepdim=True).clamp_min(1e-4)
+    scale = 2 ** (largest / 448).log2().ceil()
+    return ((groups / scale).to(torch.float8_e4m3fn).double() * scale).flatten(-2)
 
 
 def hadamard_matrix(width: int) -> Tensor:

@@ -65,7 +65,7 @@ class TokenBytes:
 def _byte_level_alphabet() -> dict[str, int]:
     """Returns character -> byte of byte-level BPE.
 
-    Printable Latin-1 characters stand for themselves, all other bytes for characters from U+0100 on.
+    Printable Latin-1 characters stand for themselves, other bytes for characters from U+0100 on.
     Source: GPT-2's byte-level BPE.
     """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]

@@ -193,15 +193,18 @@ class OutputParser:
         self._gap_has_text |= bool(self._keep(border).strip())
         if terminal is None:
             return False
-        if self._gap_has_text:
-            self._report("text between calls")
-            self._gap_has_text = False
-        self._keep(border + len(terminal))
         if terminal == INVOKE_OPEN:
+            if self._gap_has_text:
+                self._report("text between calls")
+                self._gap_has_text = False
+            self._keep(border + len(terminal))
             self._state = self._name
             return True
+        self._keep(border + len(terminal))
         if self._block_is_empty:
             self._report("a block without a tool call")
+        elif self._gap_has_text:
+            self._report("text between calls")
         elif self._last_call_failed:
             self._release_raw()
         self._end_block()

@@ -1,0 +1,46 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+from api.chat.detokenizer import Detokenizer, TokenBytes
+from api.chat.encoding import Encoder
+from api.chat.markers import DSML, THINK_END
+
+
+@given(st.text())
+def test_text_comes_back_in_whole_characters(encoder: Encoder, text: str) -> None:
+    detokenizer = Detokenizer(encoder.tokenizer)
+    parts = [detokenizer.feed([token_id]) for token_id in encoder.encode_text(text)]
+    assert "".join(parts) + detokenizer.finish() == text
+    if "\ufffd" not in text:
+        assert not any("\ufffd" in part for part in parts)
+
+
+@given(st.data())
+def test_any_tokens_decode_as_they_do_at_once(tokenizer: Tokenizer, data: st.DataObject) -> None:
+    """Also those that are no UTF-8."""
+    ids = st.integers(0, tokenizer.get_vocab_size() - 1)
+    chunks = data.draw(st.lists(st.lists(ids, max_size=4), max_size=8))
+    detokenizer = Detokenizer(tokenizer)
+    text = "".join(detokenizer.feed(chunk) for chunk in chunks) + detokenizer.finish()
+    whole = [token_id for chunk in chunks for token_id in chunk]
+    assert text == tokenizer.decode(whole, skip_special_tokens=False)
+
+
+def test_markers_are_text_and_ends_are_silent(encoder: Encoder) -> None:
+    detokenizer = Detokenizer(encoder.tokenizer, encoder.stop_token_ids)
+    ids = [encoder.think_end_token_id, encoder.dsml_token_id, encoder.eos_token_id]
+    assert detokenizer.feed(ids) + detokenizer.finish() == THINK_END + DSML
+
+
+@given(st.text())
+def test_token_bytes_add_up(encoder: Encoder, text: str) -> None:
+    token_bytes = TokenBytes(encoder.tokenizer)
+    ids = [*encoder.encode_text(text), encoder.dsml_token_id]
+    assert b"".join(token_bytes.of(token_id) for token_id in ids) == (text + DSML).encode()
+
+
+def test_unknown_token_has_no_bytes(tokenizer: Tokenizer) -> None:
+    with pytest.raises(KeyError, match="outside the vocabulary"):
+        TokenBytes(tokenizer).of(tokenizer.get_vocab_size())
