@@ -45,7 +45,7 @@ class Backend:
         """Returns every name of the model, the main one first."""
         window = self.require().facts.max_model_len
         return ModelList(
-            [
+            data=[
                 Model(id=name, created=self.created_s, root=self.names[0], max_model_len=window)
                 for name in self.names
             ]

@@ -54,13 +54,14 @@ class Choice:
         detokenizer: Detokenizer,
         stops: StopMatcher,
         *,
+        in_reasoning: bool,
         end_token_ids: frozenset[int],
         think_end_token_id: int,
         one_call: bool = False,
         logprobs: LogprobWriter | None = None,
     ) -> None:
-        """end_token_ids: end the answer and are no part of its text. logprobs: None when they
-        were not asked for."""
+        """in_reasoning: the prompt ended in an open <think>. end_token_ids: end the answer and are
+        no part of its text. logprobs: None when they were not asked for."""
         self.index = index
         self.completion_tokens = 0
         self.reasoning_tokens = 0
@@ -72,6 +73,8 @@ class Choice:
         self._parser = parser
         self._detokenizer = detokenizer
         self._stops = stops
+        self._thinking = in_reasoning
+        self._in_reasoning = in_reasoning
         self._end_token_ids = end_token_ids
         self._think_end_token_id = think_end_token_id
         self._one_call = one_call
@@ -121,6 +124,7 @@ class Choice:
                     self._reasoning_characters += len(text)
                     self._send(Delta(reasoning_content=text))
                 case ContentDelta(text=text):
+                    self._in_reasoning = False
                     shown = self._stops.feed(text)
                     self._held_by_stops += len(text) - len(shown)
                     self._show(shown)
@@ -128,6 +132,7 @@ class Choice:
                         self.cut_at = self.completion_tokens
                         return
                 case ToolCallStart(index=index, id=call_id, name=name):
+                    self._in_reasoning = False
                     self._show(self._stops.finish())
                     self._held_by_stops = 0
                     function = FunctionDelta("", name)
@@ -163,8 +168,14 @@ class Choice:
         reasoning: list[TokenLogprob] = []
         while self._unsent and (all_of_them or self._unsent[0].start < border):
             token = self._unsent.popleft()
-            closes = token.token_id == self._think_end_token_id
-            in_reasoning = token.start < self._reasoning_characters
+            closes = (
+                self._thinking
+                and token.token_id == self._think_end_token_id
+                and token.start == self._reasoning_characters
+            )
+            if closes:
+                self._in_reasoning = False
+            in_reasoning = self._in_reasoning or token.start < self._reasoning_characters
             self.reasoning_tokens += in_reasoning
             if self._logprobs is not None and token.logprobs is not None:
                 entry = self._logprobs.entry(token.token_id, token.logprobs)

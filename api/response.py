@@ -110,14 +110,14 @@ class Usage(msgspec.Struct, frozen=True):
         )
 
 
-class ChatCompletionChunk(msgspec.Struct, frozen=True):
+class ChatCompletionChunk(msgspec.Struct, frozen=True, kw_only=True):
     id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
     created: int
     model: str
     system_fingerprint: str
     choices: list[ChunkChoice]
     usage: Usage | UnsetType | None = UNSET
-    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
 
 
 class FunctionResult(msgspec.Struct, frozen=True):
@@ -125,19 +125,19 @@ class FunctionResult(msgspec.Struct, frozen=True):
     arguments: str
 
 
-class ToolCallResult(msgspec.Struct, frozen=True):
+class ToolCallResult(msgspec.Struct, frozen=True, kw_only=True):
     id: str
-    function: FunctionResult
     type: Literal["function"] = "function"
+    function: FunctionResult
 
 
-class AssistantMessage(msgspec.Struct, frozen=True):
-    """`content` is null beside tool calls if there is no text; `tool_calls` is left out if empty."""
+class AssistantMessage(msgspec.Struct, frozen=True, kw_only=True):
+    """`content` is null when there are calls and no text; empty `tool_calls` are left out."""
 
-    content: str | None
     role: Literal["assistant"] = "assistant"
-    refusal: None = None
     reasoning_content: str | UnsetType = UNSET
+    content: str | None
+    refusal: None = None
     tool_calls: list[ToolCallResult] | UnsetType = UNSET
 
 
@@ -150,26 +150,26 @@ class CompletionChoice(msgspec.Struct, frozen=True):
     incomplete_reasoning: bool | UnsetType = UNSET
 
 
-class ChatCompletion(msgspec.Struct, frozen=True):
+class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
     id: str
+    object: Literal["chat.completion"] = "chat.completion"
     created: int
     model: str
     system_fingerprint: str
     choices: list[CompletionChoice]
     usage: Usage
-    object: Literal["chat.completion"] = "chat.completion"
 
 
-class Model(msgspec.Struct, frozen=True):
+class Model(msgspec.Struct, frozen=True, kw_only=True):
     id: str
+    object: Literal["model"] = "model"
     created: int
+    owned_by: str = "winnow"
     root: str
     max_model_len: int
     """Longest sequence, prompt and output, in tokens."""
-    owned_by: str = "winnow"
-    object: Literal["model"] = "model"
 
 
-class ModelList(msgspec.Struct, frozen=True):
-    data: list[Model]
+class ModelList(msgspec.Struct, frozen=True, kw_only=True):
     object: Literal["list"] = "list"
+    data: list[Model]

@@ -93,7 +93,7 @@ def _top_k(value: int, vocab_size: int) -> int:
 def _max_tokens(
     request: ChatCompletionRequest, defaults: GenerationDefaults, max_model_len: int
 ) -> int:
-    """max_completion_tokens wins over its deprecated alias; without both: the model's wish, or all."""
+    """max_completion_tokens wins over its deprecated alias; then the model's own wish."""
     for param in ("max_completion_tokens", "max_tokens"):
         value: int | None = getattr(request, param)
         if value is not None:

@@ -7,7 +7,7 @@ import hashlib
 import hmac
 from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 from fastapi import Depends, FastAPI, Request
@@ -20,7 +20,6 @@ from api.backend import Backend
 from api.body import read_body
 from api.config import ServerConfig
 from api.errors import ApiError, from_status
-from api.service import ChatService
 from api.sse import EventStream, disconnected
 from api.version import version
 from engine.client import ConfigError

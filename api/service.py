@@ -146,6 +146,7 @@ class ChatService:
             ),
             Detokenizer(self._encoder.tokenizer, self.facts.end_token_ids),
             StopMatcher(request.stops),
+            in_reasoning=prompt.in_reasoning,
             end_token_ids=frozenset(request.sampling.stop_token_ids),
             think_end_token_id=self._encoder.think_end_token_id,
             one_call=request.one_call,

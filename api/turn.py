@@ -171,7 +171,10 @@ def _whole(pieces: Sequence[ChunkChoice], complete_calls: Sequence[int]) -> Comp
                 names[call.index] = (call.id, call.function.name)
             arguments.setdefault(call.index, []).append(call.function.arguments)
     calls = [
-        ToolCallResult(names[index][0], FunctionResult(names[index][1], "".join(arguments[index])))
+        ToolCallResult(
+            id=names[index][0],
+            function=FunctionResult(names[index][1], "".join(arguments[index])),
+        )
         for index in complete_calls
     ]
     last = pieces[-1]

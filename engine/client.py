@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 from types import TracebackType
 
 import msgspec
@@ -171,12 +173,14 @@ class EngineClient:
         with theirs:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
+                "-P",  # a folder named engine in the working directory must not be taken for ours
                 "-m",
                 "engine",
                 "--socket-fd",
                 str(theirs.fileno()),
                 pass_fds=(theirs.fileno(),),
                 stdin=asyncio.subprocess.DEVNULL,
+                env=os.environ | {"PYTHONPATH": _PACKAGES},
             )
         reader, writer = await asyncio.open_unix_connection(sock=ours)
         client = cls(process, reader, writer)
@@ -295,6 +299,10 @@ class EngineClient:
             generation.fail(EngineDead(why))
 
 
+# Where this package lies, installed or not, before whatever the environment asks for.
+_PACKAGES = os.pathsep.join(
+    filter(None, (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")))
+)
 _DECODER = msgspec.msgpack.Decoder(FromEngine)
 
 

@@ -66,7 +66,8 @@ def parity(expected: Trace, found: Trace) -> Parity:
         visible = expected_scores[scored] > -math.inf
         assert torch.equal(visible, found_scores[scored] > -math.inf), "causal ranges differ"
         difference = (expected_scores[scored] - found_scores[scored].double())[visible]
-        scores = max([scores, *difference.abs().amax(dim=-1, keepdim=True).tolist()])
+        if difference.numel():
+            scores = max(scores, float(difference.abs().max()))
         kth = expected_scores.masked_fill(~expected_mask, math.inf).amin(dim=-1, keepdim=True)
         clear = (expected_scores - kth).abs() > SCORE_MARGIN
         wrong += int(((expected_mask ^ found_mask) & clear)[scored].sum())
@@ -177,11 +178,11 @@ def load_transformers(folder: Path, fields: dict[str, Any], weights: dict[str, T
     from transformers import DeepseekV32ForCausalLM
     from transformers.utils import logging
 
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     write_checkpoint(folder, fields, weights, tokenizer=False)
     return DeepseekV32ForCausalLM.from_pretrained(
         folder, attn_implementation="eager", dtype=torch.float32
-    ).eval()
+    )
 
 
 @torch.no_grad()

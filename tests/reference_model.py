@@ -60,28 +60,37 @@ class ReferenceModel:
         self.sabotage = sabotage
 
     def __call__(
-        self, token_ids: list[int], *, dense: bool = False, forced: list[Tensor] | None = None
+        self,
+        token_ids: list[int],
+        *,
+        dense: bool = False,
+        forced: list[Tensor] | None = None,
+        last_queries: int = 0,
     ) -> Trace:
         """The trace of `token_ids`.
 
         dense: every query attends to its whole prefix. forced: selections to attend to instead of
-        the indexer's own, which `Trace.selected` still reports.
+        the indexer's own, which `Trace.selected` still reports. last_queries: in the last layer,
+        compute and report only this many (then no [T, T] matrix is needed there).
         """
         c, w = self.fields, self.weights
         tokens = len(token_ids)
-        causal = torch.ones(tokens, tokens).tril().bool()
+        everything = slice(0, tokens)
         angles = torch.outer(torch.arange(tokens, dtype=torch.float64), inv_freq(c))
         x = w["model.embed_tokens.weight"][token_ids]
         trace = Trace(x, [], [])
         for layer in range(c["num_hidden_layers"]):
             part = Weights(w, f"model.layers.{layer}.")
             h = rms_norm(x, part["input_layernorm.weight"], c["rms_norm_eps"])
-            scores = self.index_scores(h, part, angles).masked_fill(~causal, -math.inf)
+            last = last_queries and layer == c["num_hidden_layers"] - 1
+            rows = slice(tokens - last_queries, tokens) if last else everything
+            causal = torch.arange(tokens) <= torch.arange(tokens)[rows, None]
+            scores = self.index_scores(h, part, angles, rows).masked_fill(~causal, -math.inf)
             own = top_k_mask(scores, c["index_topk"])
             trace.scores.append(scores)
             trace.selected.append(own)
             visible = causal if dense else own if forced is None else forced[layer]
-            x = x + self.attention(h, part, angles, visible)
+            x = x[rows] + self.attention(h, part, angles, rows, visible)
             h = rms_norm(x, part["post_attention_layernorm.weight"], c["rms_norm_eps"])
             if layer < c["first_k_dense_replace"]:
                 x = x + gated_mlp(h, part.below("mlp."))
@@ -96,12 +105,13 @@ class ReferenceModel:
         norm = part["self_attn.q_a_layernorm.weight"]
         return rms_norm(h @ part["self_attn.q_a_proj.weight"].T, norm, self.fields["rms_norm_eps"])
 
-    def index_scores(self, h: Tensor, part: Weights, angles: Tensor) -> Tensor:
-        """[T, T]: I[t, s] = sum_j w[t, j] · ReLU(q[t, j] · k[s]), unmasked."""
+    def index_scores(self, h: Tensor, part: Weights, angles: Tensor, rows: slice) -> Tensor:
+        """[rows, T]: I[t, s] = sum_j w[t, j] · ReLU(q[t, j] · k[s]), unmasked."""
         heads, width = self.fields["index_n_heads"], self.fields["index_head_dim"]
         rope = self.fields["qk_rope_head_dim"]
         indexer = part.below("self_attn.indexer.")
-        queries = (self.query_latent(h, part) @ indexer["wq_b.weight"].T).view(-1, heads, width)
+        queries = self.query_latent(h[rows], part) @ indexer["wq_b.weight"].T
+        queries = queries.view(-1, heads, width)
         keys = F.layer_norm(
             h @ indexer["wk.weight"].T,
             (width,),
@@ -113,7 +123,8 @@ class ReferenceModel:
         rotate = rotate_neighbours if interleaved else rotate_halves
         if self.sabotage == "indexer rope interleaved":
             rotate = rotate_neighbours
-        queries = torch.cat((rotate(queries[..., :rope], angles), queries[..., rope:]), dim=-1)
+        turned = rotate(queries[..., :rope], angles[rows])
+        queries = torch.cat((turned, queries[..., rope:]), dim=-1)
         keys = torch.cat((rotate(keys[..., :rope], angles), keys[..., rope:]), dim=-1)
         # Rotating both sides by an orthogonal matrix changes no score, only how they round.
         if self.fp8_caches:
@@ -121,8 +132,8 @@ class ReferenceModel:
             keys = fp8_round(keys @ hadamard_matrix(width), width)
         if self.sabotage == "hadamard on keys only":
             keys = keys @ hadamard_matrix(width)
-        weights = (h @ indexer["weights_proj.weight"].T) / math.sqrt(heads * width)
-        scores = torch.zeros(h.shape[0], h.shape[0], dtype=torch.float64)
+        weights = (h[rows] @ indexer["weights_proj.weight"].T) / math.sqrt(heads * width)
+        scores = torch.zeros(len(weights), len(keys), dtype=torch.float64)
         for head in range(heads):
             dots = queries[:, head] @ keys.T
             if self.sabotage == "relu after weight":
@@ -131,8 +142,10 @@ class ReferenceModel:
                 scores += dots.relu() * weights[:, head, None]
         return scores
 
-    def attention(self, h: Tensor, part: Weights, angles: Tensor, visible: Tensor) -> Tensor:
-        """[T, hidden]: MLA in its expanded form, each query over its `visible` tokens."""
+    def attention(
+        self, h: Tensor, part: Weights, angles: Tensor, rows: slice, visible: Tensor
+    ) -> Tensor:
+        """[rows, hidden]: MLA in its expanded form, each query over its `visible` tokens."""
         c = self.fields
         heads, nope, rope = c["num_attention_heads"], c["qk_nope_head_dim"], c["qk_rope_head_dim"]
         latent, value = c["kv_lora_rank"], c["v_head_dim"]
@@ -142,7 +155,7 @@ class ReferenceModel:
         latents = rms_norm(down[:, :latent], norm, c["rms_norm_eps"])
         if self.fp8_caches:
             latents, shared_key = fp8_round(latents, 128), shared_key.bfloat16().double()
-        queries = self.query_latent(h, part) @ part["self_attn.q_b_proj.weight"].T
+        queries = self.query_latent(h[rows], part) @ part["self_attn.q_b_proj.weight"].T
         queries = queries.view(-1, heads, nope + rope)
         expanded = (latents @ part["self_attn.kv_b_proj.weight"].T).view(-1, heads, nope + value)
         scale = 1 / math.sqrt(nope + rope)
@@ -151,7 +164,7 @@ class ReferenceModel:
         outputs = []
         for head in range(heads):
             content = queries[:, head, :nope] @ expanded[:, head, :nope].T
-            position = rotate_neighbours(queries[:, head, nope:], angles) @ shared_key.T
+            position = rotate_neighbours(queries[:, head, nope:], angles[rows]) @ shared_key.T
             logits = ((content + position) * scale).masked_fill(~visible, -math.inf)
             outputs.append(logits.softmax(dim=-1) @ expanded[:, head, nope:])
         return torch.cat(outputs, dim=-1) @ part["self_attn.o_proj.weight"].T
@@ -191,7 +204,8 @@ class Weights:
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    return weight * x / (x.square().mean(dim=-1, keepdim=True) + eps).sqrt()
+    scaled: Tensor = weight * x / (x.square().mean(dim=-1, keepdim=True) + eps).sqrt()
+    return scaled
 
 
 def gated_mlp(x: Tensor, mlp: Weights) -> Tensor:
@@ -224,7 +238,8 @@ def inv_freq(fields: dict[str, Any]) -> Tensor:
     ]
     low, high = max(math.floor(bounds[0]), 0), min(math.ceil(bounds[1]), width - 1)
     slowed = ((pairs - low) / max(high - low, 0.001)).clamp(0, 1)
-    return kept * (1 - slowed) + kept / yarn["factor"] * slowed
+    table: Tensor = kept * (1 - slowed) + kept / yarn["factor"] * slowed
+    return table
 
 
 def attention_temperature(fields: dict[str, Any]) -> float:
@@ -255,7 +270,8 @@ def fp8_round(x: Tensor, group: int) -> Tensor:
     groups = x.unflatten(-1, (-1, group))
     largest = groups.abs().amax(dim=-1, keepdim=True).clamp_min(1e-4)
     scale = 2 ** (largest / 448).log2().ceil()
-    return ((groups / scale).to(torch.float8_e4m3fn).double() * scale).flatten(-2)
+    rounded: Tensor = (groups / scale).to(torch.float8_e4m3fn).double() * scale
+    return rounded.flatten(-2)
 
 
 def hadamard_matrix(width: int) -> Tensor:

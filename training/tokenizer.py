@@ -8,6 +8,7 @@ from random import Random
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from api.chat.template import Template
 from training.data import Mix, draw_case
 from training.tasks.chat import BEYOND, BEYOND_REASONING, BEYOND_REPLY, INTENTS
 from training.tasks.lexicon import FILLER, LEXICON
@@ -18,12 +19,25 @@ DSML = "｜DSML｜"
 """An added token that is not flagged special, as in DeepSeek-V3.2."""
 WORD_PATTERN = r"[^\r\n\p{L}\p{P}\p{S}\p{N}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
+LAYOUT = (
+    "<result>sunny</result>\n</function_results>\n\n<function_results>\n",
+    'function_calls>\ninvoke name="get_time">\nparameter name="city" string="true">Oslo</',
+    'parameter>\nparameter name="a" string="false">5</',
+    "\n\n<",
+    "parameter>\n</",
+    "invoke>\n</",
+    "function_calls>",
+)
 CORPUS_MIXES = (Mix(facts=1.0, filler=(0, 4)), Mix(chat=1.0), Mix(tools=1.0), Mix(mixed=1.0))
 
 
-def corpus(seed: int, cases: int) -> list[str]:
-    """Plain texts of `cases` conversations, of each word alone, and of the prompt's layout."""
+def corpus(folder: Path, seed: int, cases: int) -> list[str]:
+    """Plain texts of `cases` conversations, of each word alone, and of the prompt's layout.
+
+    folder holds the checkpoint's `encoding/` folder, whose tools block is part of the layout.
+    """
     rng = Random(seed)
+    layout = Template.from_folder(folder).tools_block([]).replace(DSML, " ")
     texts: list[str] = []
     for words in LEXICON.values():
         texts += [f"{word} {word} >{word}<" for word in words for _ in range(20)]
@@ -37,9 +51,7 @@ def corpus(seed: int, cases: int) -> list[str]:
                 texts += [message.content, message.reasoning or ""]
                 texts += [one.arguments for one in message.tool_calls]
             texts += [json.dumps(schema) for schema in case.tools]
-            texts.append('<result>sunny</result>\n</function_results>\n\n<function_results>\n')
-            texts.append('<function_calls>\n<invoke name="get_time">\n<parameter name="city" ')
-            texts.append('string="true">Oslo</parameter>\n</invoke>\n</function_calls>')
+            texts += [layout, *LAYOUT]
     return texts
 
 

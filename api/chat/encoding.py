@@ -23,7 +23,7 @@ from api.chat.markers import (
     THINK_START,
     USER,
 )
-from api.chat.messages import Message, PromptError
+from api.chat.messages import Message, PromptError, is_unicode
 from api.chat.rendering import Segment, render
 from api.chat.template import Template
 from scheduler.retention import Span, SpanKind
@@ -142,12 +142,10 @@ def _append_text(
     """
     if not run:
         return
-    try:
-        encoding = tokenizer.encode(
-            "".join(segment.text for segment in run), add_special_tokens=False
-        )
-    except UnicodeEncodeError as error:
-        raise PromptError("The text holds an unpaired surrogate.", "messages") from error
+    text = "".join(segment.text for segment in run)
+    if not is_unicode(text):
+        raise PromptError("The text holds an unpaired surrogate.", "messages")
+    encoding = tokenizer.encode(text, add_special_tokens=False)
     start_tokens = len(token_ids)
     token_ids.extend(encoding.ids)
     offsets = encoding.offsets if len({segment.kind for segment in run}) > 1 else []

@@ -52,6 +52,15 @@ def parse_arguments(arguments: str) -> dict[str, Any]:
     return value
 
 
+def is_unicode(text: str) -> bool:
+    """Returns whether the text can be encoded: JSON escapes can spell half a character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def normalise_history(messages: Sequence[Message]) -> list[Message]:
     """Returns the conversation in the form that is rendered.
 
@@ -104,7 +113,7 @@ def check_history(messages: Sequence[Message], thinking: bool) -> None:
                 "A system message must stand before all other messages.", f"{param}.role"
             )
         for name, text in _texts(message):
-            if not _is_unicode(text):
+            if not is_unicode(text):
                 raise PromptError("The text holds an unpaired surrogate.", f"{param}.{name}")
         if message.role == "assistant":
             _check_calls(message, param)
@@ -217,14 +226,6 @@ def _texts(message: Message) -> Iterator[tuple[str, str]]:
     yield "reasoning_content", message.reasoning or ""
     for position, call in enumerate(message.tool_calls):
         yield f"tool_calls[{position}].function.name", call.name
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _json_type(value: object) -> str:

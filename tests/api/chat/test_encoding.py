@@ -22,6 +22,8 @@ from api.chat.messages import Message, PromptError, ToolCall, normalise_history
 from api.chat.template import Template
 from scheduler.retention import flip_point
 
+EMBEDDED = Path(__file__).parents[3] / "engine" / "embedded" / "deepseek-v3.2-tiny"
+
 TOOLS = [{"name": "get_date", "description": "Today's date", "parameters": {"type": "object"}}]
 
 HOSTILE = st.lists(
@@ -268,3 +270,13 @@ def test_dsml_is_one_token_only_in_our_markup(encoder: Encoder) -> None:
         [Message("user", DSML), Message("assistant", DSML, tool_calls=calls)], thinking=False
     )
     assert prompt.token_ids.count(encoder.dsml_token_id) == 6
+
+
+def test_embedded_checkpoint_keeps_the_promises_of_the_encoder() -> None:
+    embedded = Encoder.from_folder(EMBEDDED)
+    messages = conversation(["Hello there, é 你 1+1"] * 8, thinking=True)
+    prompt = embedded.encode(messages, tools=TOOLS, thinking=True)
+    assert prompt == embedded.encode(messages, tools=TOOLS, thinking=True, one_pass=True)
+    hostile = conversation(["".join(CONTROL_MARKERS)] * 8, thinking=True)
+    attacked = embedded.encode(hostile, tools=TOOLS, thinking=True)
+    assert control_count(embedded, attacked) == control_count(embedded, prompt)
