@@ -127,11 +127,11 @@ def _fields(body: bytes) -> dict[str, Any]:
 
 
 def _refuse_what_is_not_honoured(request: ChatCompletionRequest, fields: Mapping[str, Any]) -> None:
-    for name in fields.keys() - KNOWN - HARMLESS:
-        if name not in REFUSED:
-            _warn_once(name)
-        elif fields[name]:
+    for name, value in fields.items():
+        if name in REFUSED and value:
             raise unsupported(name, name)
+        if name not in KNOWN and name not in HARMLESS and name not in REFUSED:
+            _warn_once(name)
     if request.response_format is not None and request.response_format.type != "text":
         raise unsupported(
             "response_format", f"response_format of type {request.response_format.type!r}"

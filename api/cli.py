@@ -29,7 +29,8 @@ from engine.client import (
 )
 from engine.messages import Ready
 
-logger = logging.getLogger("winnow.api")
+BACKLOG = 2048
+"""Connections that wait to be accepted."""
 
 ENGINE_GROUPS = {
     "memory and batching": (
@@ -118,8 +119,14 @@ async def serve(engine_config: EngineConfig, config: ServerConfig) -> int:
     )
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+
+    def end() -> None:
+        # The second signal does not wait for running answers.
+        server.force_exit = stop.is_set()
+        stop.set()
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, end)
     http = asyncio.create_task(server.serve(sockets=[listener]))
     loading = asyncio.create_task(EngineClient.start(engine_config))
     stopping = asyncio.create_task(stop.wait())
@@ -152,12 +159,13 @@ class _Server(uvicorn.Server):
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Returns a bound socket; raises ConfigError when the address cannot be had."""
+    """Returns a listening socket; raises ConfigError when the address cannot be had."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
         raise ConfigError(

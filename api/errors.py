@@ -21,7 +21,8 @@ TYPE_BY_STATUS = {
 }
 """`type` where it differs from invalid_request_error (4xx) and server_error (5xx)."""
 
-_PATH = re.compile(r"(?s)(?P<text>.*) - at `(?P<path>\$?[^`]*)`$")
+_PATH = re.compile(r" - at `([^`]*)`$")
+_MISSING = re.compile(r"missing required field `([^`]*)`")
 
 
 class ErrorObject(msgspec.Struct, frozen=True):
@@ -93,14 +94,14 @@ def from_validation(error: msgspec.ValidationError) -> ApiError:
 
     A path through a mapping reads `$.logit_bias[...]`; the mapping is what can be named.
     """
-    match = _PATH.match(str(error))
-    if match is None:
-        return invalid(f"{error}.", None, "invalid_type")
-    param = match["path"].removeprefix("$").removeprefix(".").removesuffix("[...]") or None
-    missing = re.search(r"missing required field `(.+)`", match["text"])
-    if missing:
-        param = f"{param}.{missing[1]}" if param else missing[1]
-    return invalid(f"{match['text']} at {param or 'the body'}.", param, "invalid_type")
+    text = str(error)
+    path = ""
+    if at := _PATH.search(text):
+        text = text[: at.start()]
+        path = at[1].removeprefix("$").removeprefix(".").removesuffix("[...]")
+    if missing := _MISSING.search(text):
+        path = f"{path}.{missing[1]}" if path else missing[1]
+    return invalid(f"{text} at {path or 'the body'}.", path or None, "invalid_type")
 
 
 def from_status(status: int, detail: Any = None) -> ApiError:

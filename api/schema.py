@@ -137,6 +137,7 @@ REFUSED = frozenset(
         "guided_grammar",
         "guided_json",
         "guided_regex",
+        "include_stop_str_in_output",
         "prompt_logprobs",
         "regex",
         "stop_regex",

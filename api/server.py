@@ -41,7 +41,8 @@ class JsonResponse(Response):
 
 def create_app(backend: Backend, config: ServerConfig) -> FastAPI:
     """Returns the application. Raises ConfigError for an unusable --api-key-file."""
-    app = FastAPI(title="Winnow", version=version(), redirect_slashes=False)
+    # Bodies are read by msgspec, so FastAPI could only publish a schema without them.
+    app = FastAPI(title="Winnow", version=version(), openapi_url=None, redirect_slashes=False)
     _answer_errors(app)
     keyed = [Depends(_key_check(config.api_key_file))] if config.api_key_file else []
 
@@ -51,10 +52,12 @@ def create_app(backend: Backend, config: ServerConfig) -> FastAPI:
         service = backend.require()
         body = await read_body(request, config.max_body_bytes)
         turn = await unless_disconnected(request, service.start(body))
+        headers = {"x-request-id": turn.id}
         if turn.request.stream:
-            return EventStream(turn, turn.chunks, keep_alive_s=config.keep_alive_s)
+            return EventStream(turn, turn.chunks, headers, keep_alive_s=config.keep_alive_s)
         async with turn:
-            return JsonResponse(await unless_disconnected(request, turn.completion()))
+            answer = await unless_disconnected(request, turn.completion())
+        return JsonResponse(answer, headers=headers)
 
     @app.get("/v1/models", dependencies=keyed)
     async def models() -> Response:

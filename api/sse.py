@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 
 import msgspec
@@ -41,10 +41,13 @@ class EventStream(Response):
         self,
         source: AbstractAsyncContextManager[object],
         messages: Callable[[], AsyncGenerator[msgspec.Struct, None]],
+        headers: Mapping[str, str] | None = None,
         *,
         keep_alive_s: float,
     ) -> None:
-        super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
+        # A proxy that buffers would hand out the answer in one piece.
+        unbuffered = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+        super().__init__(headers={**unbuffered, **(headers or {})})
         del self.headers["content-length"]
         self._source = source
         self._messages = messages

@@ -56,6 +56,10 @@ __all__ = [
 ]
 
 
+EXIT_GRACE_S = 10.0
+"""How long a process whose socket has closed may take to end by itself."""
+
+
 class EngineDead(Exception):
     """The engine process is gone; the message says why as far as it is known."""
 
@@ -203,14 +207,16 @@ class EngineClient:
     async def submit(self, submit: Submit) -> Generation:
         """Returns the running generation once the engine has accepted it.
 
-        Raises EngineRefused with an HTTP status, or EngineDead.
+        Raises EngineRefused with an HTTP status, EngineDead, or ValueError for an id in use.
         """
         if self.death is not None:
             raise EngineDead(self.death)
+        if submit.id in self._generations:
+            raise ValueError(f"request id {submit.id!r} is in use")
         generation = Generation(self, submit)
         self._generations[submit.id] = generation
-        self._send(submit)
         try:
+            self._send(submit)
             await generation.accepted()
         except BaseException:
             # Cancelled while waiting: the engine may accept it any moment.
@@ -245,11 +251,7 @@ class EngineClient:
         self._writer.close()
         with contextlib.suppress(OSError):
             await self._writer.wait_closed()
-        try:
-            await asyncio.wait_for(self.process.wait(), timeout=10)
-        except TimeoutError:
-            self.process.kill()
-            await self.process.wait()
+        await self._exit_status()
 
     def _send(self, message: ToEngine) -> None:
         if self.death is None and not self._writer.is_closing():
@@ -263,6 +265,15 @@ class EngineClient:
             return None
 
     async def _listen(self) -> None:
+        try:
+            why = await self._dispatch()
+        except (ValueError, msgspec.DecodeError) as error:
+            self.process.kill()
+            why = f"the engine sent a broken message: {error}"
+        self._die(why)
+
+    async def _dispatch(self) -> str:
+        """Hands messages to their generations until the socket closes; returns why it did."""
         failed: FromEngine | None = None
         while (message := await self._receive()) is not None:
             match message:
@@ -282,13 +293,21 @@ class EngineClient:
                     failed = message
                 case Ready() | Heartbeat():
                     pass
-        self._die(await self._cause(failed))
+        return await self._cause(failed)
 
     async def _cause(self, last: FromEngine | None) -> str:
         """Why the socket closed: the engine's last words, else its exit status."""
         if isinstance(last, Failed):
             return last.message
-        return f"the engine process ended with status {await self.process.wait()}"
+        return f"the engine process ended with status {await self._exit_status()}"
+
+    async def _exit_status(self) -> int:
+        """Waits for the process to end, and kills it when it does not."""
+        try:
+            return await asyncio.wait_for(self.process.wait(), timeout=EXIT_GRACE_S)
+        except TimeoutError:
+            self.process.kill()
+            return await self.process.wait()
 
     def _die(self, why: str) -> None:
         if self.death is not None:
@@ -307,13 +326,17 @@ _DECODER = msgspec.msgpack.Decoder(FromEngine)
 
 
 def _merge(first: Output, second: Output) -> Output:
+    """The second after the first, whose lists grow in place: nobody has seen them yet."""
+    first.token_ids.extend(second.token_ids)
     logprobs = first.logprobs
-    if second.logprobs is not None:
-        logprobs = (logprobs or []) + second.logprobs
+    if logprobs is None:
+        logprobs = second.logprobs
+    elif second.logprobs is not None:
+        logprobs.extend(second.logprobs)
     return Output(
         first.id,
         first.choice,
-        first.token_ids + second.token_ids,
+        first.token_ids,
         logprobs,
         second.finish,
         {**first.extras, **second.extras},

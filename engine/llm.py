@@ -18,7 +18,7 @@ from engine.config import EngineConfig
 from engine.loading import load_replica
 from scheduler.plan import TokenLogprobs
 from scheduler.request import FinishReason, Sampling
-from scheduler.scheduler import Refusal
+from scheduler.scheduler import Refusal, Scheduler
 
 
 class Completion(msgspec.Struct):
@@ -46,6 +46,7 @@ class LLM:
     def __init__(self, model: str = "", *, progress: bool = True, **settings: Any) -> None:
         config = msgspec.convert({"model": model, **settings}, EngineConfig)
         self.replica = load_replica(config, progress=progress)
+        self._scheduler = self.replica.scheduler
         self.tokenizer: Tokenizer = Tokenizer.from_file(str(self.replica.folder / "tokenizer.json"))
 
     def generate(
@@ -57,39 +58,58 @@ class LLM:
     ) -> list[Completion]:
         """Returns one completion per prompt, in order; prompts are text or token ids.
 
-        Text is encoded as it stands, special tokens included. Raises PromptRefused before
-        anything runs if a prompt does not fit the window.
+        Text is encoded as it stands, special tokens included. Before anything runs it raises
+        PromptRefused if a prompt does not fit the window or the vocabulary, ValueError if
+        there are not as many samplings as prompts.
         """
         ids = [
             self.tokenizer.encode(p, add_special_tokens=False).ids if isinstance(p, str) else p
             for p in prompts
         ]
         samplings = [sampling] * len(ids) if isinstance(sampling, Sampling) else list(sampling)
-        scheduler, runner = self.replica.scheduler, self.replica.runner
-        window = scheduler.config.max_model_len
-        for number, prompt in enumerate(ids):
+        if len(samplings) != len(ids):
+            raise ValueError(f"{len(samplings)} samplings for {len(ids)} prompts")
+        self._check(ids)
+        completions = [Completion(p, [], "", "error", []) for p in ids]
+        try:
+            with tqdm(total=len(ids), desc="generate", unit="prompt", disable=not progress) as bar:
+                self._run(completions, samplings, bar)
+        except BaseException:
+            # Cut short in the middle of a step: queue and mirrors no longer agree. Start anew.
+            self._scheduler = Scheduler(self._scheduler.config)
+            self.replica.runner.slots.clear()
+            raise
+        for completion in completions:
+            completion.text = self.tokenizer.decode(completion.token_ids)
+        return completions
+
+    def _check(self, prompts: list[list[int]]) -> None:
+        window, vocab = self._scheduler.config.max_model_len, self.replica.model.vocab_size
+        for number, prompt in enumerate(prompts):
             if not 1 <= len(prompt) < window:
                 raise PromptRefused(
                     f"prompt {number} has {len(prompt)} tokens; allowed: 1 to {window - 1}"
                 )
-        completions = [Completion(p, [], "", "error", []) for p in ids]
-        pending = iter(enumerate(zip(ids, samplings, strict=True)))
-        following = next(pending, None)
-        with tqdm(total=len(ids), desc="generate", unit="prompt", disable=not progress) as bar:
-            while following is not None or scheduler.has_work:
-                while following is not None:
-                    number, (prompt, how) = following
-                    answer = scheduler.submit(str(number), prompt, how)
-                    if isinstance(answer, Refusal):  # the queue is full: go on after a step
-                        break
-                    following = next(pending, None)
-                for news in scheduler.commit(runner.execute(scheduler.plan())):
-                    completion = completions[int(news.request_id)]
-                    completion.token_ids += news.token_ids
-                    completion.logprobs += news.logprobs or []
-                    if news.finish:
-                        completion.finish = news.finish
-                        bar.update()
-        for completion in completions:
-            completion.text = self.tokenizer.decode(completion.token_ids)
-        return completions
+            if not 0 <= min(prompt) <= max(prompt) < vocab:
+                raise PromptRefused(
+                    f"prompt {number} has a token id outside the vocabulary, 0 to {vocab - 1}"
+                )
+
+    def _run(self, completions: list[Completion], samplings: list[Sampling], bar: Any) -> None:
+        """Fills the completions; request ids are their places in the list."""
+        scheduler, runner = self._scheduler, self.replica.runner
+        submitted = 0
+        while submitted < len(completions) or scheduler.has_work:
+            while submitted < len(completions):
+                prompt = completions[submitted].prompt_token_ids
+                answer = scheduler.submit(str(submitted), prompt, samplings[submitted])
+                if isinstance(answer, Refusal):  # the queue is full: go on after a step
+                    break
+                submitted += 1
+            for news in scheduler.commit(runner.execute(scheduler.plan())):
+                completion = completions[int(news.request_id)]
+                completion.token_ids += news.token_ids
+                completion.logprobs += news.logprobs or []
+                if news.finish:
+                    completion.finish = news.finish
+                    bar.update()

@@ -16,6 +16,8 @@ from scheduler.plan import TokenLogprobs
 from scheduler.request import Sampling
 
 _MASK = (1 << 64) - 1
+GREEDY_TEMPERATURE = 1e-5
+"""Below it the most likely token is taken: dividing by less would overflow float32."""
 
 
 def uniform(seed: int, choice: int, position: int) -> float:
@@ -75,7 +77,7 @@ def sample(logits: Tensor, rows: list[SamplerState], positions: list[int]) -> li
         for line, row in zip(adjusted, rows, strict=True):
             _adjust(line, row)
     tokens = adjusted.argmax(-1).tolist()
-    drawn = [i for i, row in enumerate(rows) if row.sampling.temperature > 0]
+    drawn = [i for i, row in enumerate(rows) if row.sampling.temperature >= GREEDY_TEMPERATURE]
     if drawn:
         draws = _draw(adjusted[drawn], [rows[i] for i in drawn], [positions[i] for i in drawn])
         for i, token in zip(drawn, draws, strict=True):
@@ -155,5 +157,6 @@ def _draw(logits: Tensor, rows: list[SamplerState], positions: list[int]) -> lis
         for row, position in zip(rows, positions, strict=True)
     ]
     drawn = torch.searchsorted(cumulative, column(noise) * cumulative[:, -1:])
-    last = (p > 0).sum(-1, keepdim=True) - 1  # rounding must not step past the kept tokens
+    # Rounding must not step past the kept tokens, nor a row of NaN before the first.
+    last = ((p > 0).sum(-1, keepdim=True) - 1).clamp_min(0)
     return ids.gather(1, torch.minimum(drawn, last)).squeeze(1).tolist()

@@ -77,8 +77,14 @@ class LatentCache:
         self.rows[layer].index_copy_(0, slots, row)
 
     def read(self, layer: int, slots: Tensor) -> Tensor:
-        """Returns the rows [..., C + R] at slots [...] in the compute dtype; -1 reads slot 0."""
-        rows = self.rows[layer].index_select(0, slots.clamp_min(0).flatten())
+        """Returns the rows [..., C + R] at slots [...] in the compute dtype; -1 reads zeros.
+
+        Zeros, because a masked row still meets a weight of 0, and 0 * NaN is NaN: whatever another
+        sequence left in a slot must not reach this one.
+        """
+        flat = slots.flatten()
+        rows = self.rows[layer].index_select(0, flat.clamp_min(0))
+        rows.masked_fill_((flat < 0)[:, None], 0)
         if self.fp8:
             c, scale_end = self.latent, self.latent + 4 * (self.latent // LATENT_GROUP)
             values = rows[:, :c].view(torch.float8_e4m3fn)

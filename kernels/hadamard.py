@@ -20,12 +20,15 @@ def hadamard_matrix(width: int, dtype: torch.dtype, device: torch.device) -> Ten
     """
     if width < 1 or width & (width - 1):
         raise ValueError(f"Hadamard width is {width}; it must be a power of two")
-    matrix = torch.ones(1, 1, dtype=torch.float64)
-    while matrix.shape[0] < width:
-        matrix = torch.cat(
-            (torch.cat((matrix, matrix), dim=1), torch.cat((matrix, -matrix), dim=1)), dim=0
-        )
-    return (matrix / width**0.5).to(device=device, dtype=dtype)
+    # The cached matrix outlives an inference_mode() around the first call; made inside it, no
+    # later backward pass could use it.
+    with torch.inference_mode(False):
+        matrix = torch.ones(1, 1, dtype=torch.float64)
+        while matrix.shape[0] < width:
+            matrix = torch.cat(
+                (torch.cat((matrix, matrix), dim=1), torch.cat((matrix, -matrix), dim=1)), dim=0
+            )
+        return (matrix / width**0.5).to(device=device, dtype=dtype)
 
 
 def hadamard(x: Tensor) -> Tensor:

@@ -118,6 +118,13 @@ class Scheduler:
             return Refusal(400, "duplicate_request_id", f"request id {request_id!r} is running")
         if not token_ids:
             return Refusal(400, "invalid_request_error", "the prompt has no tokens", "messages")
+        if not 1 <= n <= config.max_queued_requests:
+            return Refusal(
+                400,
+                "invalid_request_error",
+                f"n is {n}; it must be in [1, {config.max_queued_requests}]",
+                "n",
+            )
         if len(token_ids) >= config.max_model_len:
             return Refusal(
                 400,
@@ -181,12 +188,13 @@ class Scheduler:
         `flip_token` on (None: none) are dead, since the next user message changes that token.
         """
         keys = self._ended.pop((request_id, choice), [])
-        for page, key in enumerate(keys):
+        # Tail first, as in _release: a prefix that loses its first page loses all of it.
+        for page in reversed(range(len(keys))):
             if why == "tool_calls":
-                self.pool.reclassify(key, "awaited")
+                self.pool.reclassify(keys[page], "awaited")
             elif why == "answer" and flip_token is not None:
                 if (page + 1) * self.config.page_tokens > flip_token:
-                    self.pool.reclassify(key, "dead")
+                    self.pool.reclassify(keys[page], "dead")
 
     # ---------------------------------------------------------------- one step
 

@@ -74,7 +74,7 @@ class LatentAttention(nn.Module):
         """Attention by blocks of queries, so that no block multiplies keys that lie after it."""
         if query.shape[2] <= QUERY_BLOCK and index is None:
             bias = torch.where(visible, 0.0, -1e9).to(query.dtype).unsqueeze(1)
-            weights = torch.softmax(query @ key.transpose(-1, -2) + bias, dim=-1)
+            weights = torch.softmax((query @ key.transpose(-1, -2)).add_(bias), dim=-1)
             return weights @ value, torch.zeros(())
         outputs: list[Tensor] = []
         loss = torch.zeros(())
@@ -92,7 +92,7 @@ class LatentAttention(nn.Module):
                     allowed = select_top_k(scores.detach(), allowed, self.config.index_topk)
             bias = torch.zeros(allowed.shape, dtype=query.dtype).masked_fill_(~allowed, -1e9)
             logits = query[:, :, start:end] @ key[:, :, :end].transpose(-1, -2)
-            weights = torch.softmax(logits + bias.unsqueeze(1), dim=-1)
+            weights = torch.softmax(logits.add_(bias.unsqueeze(1)), dim=-1)
             outputs.append(weights @ value[:, :, :end])
             if scores is not None:
                 part = index_loss(scores, weights.detach().float().sum(1), allowed)

@@ -106,18 +106,19 @@ def encode_case(encoder: Encoder, case: Case, thinking: bool) -> Encoded:
 
 
 def make_batch(
-    encoder: Encoder, mix: Mix, rows: int, length: int, prompt_weight: float, seed: str
+    encoder: Encoder, mix: Mix, rows: range, length: int, prompt_weight: float, seed: str
 ) -> Batch:
-    """Rows of `length` tokens, each packed with whole conversations; the rest is padding.
+    """The given rows of a batch, `length` tokens each, packed with whole conversations.
 
-    Conversations longer than a row are drawn again. Padding is a document of its own with weight 0.
+    Each row is a function of seed and row number. Conversations longer than a row are drawn again.
+    What is left of a row is padding, a document of its own with weight 0.
     """
-    rng = Random(seed)
-    shape = (rows, length)
+    shape = (len(rows), length)
     token_ids = torch.zeros(shape, dtype=torch.int64)
     positions, documents = torch.zeros_like(token_ids), torch.zeros_like(token_ids)
     weights = torch.zeros(shape)
-    for row in range(rows):
+    for row, number in enumerate(rows):
+        rng = Random(f"{seed} {number}")
         start, document, misses = 0, 1, 0
         while misses < 3 and length - start > 32:
             encoded = encode_case(encoder, draw_case(rng, mix), rng.random() < mix.thinking)

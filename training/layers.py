@@ -68,12 +68,12 @@ class Rotation:
     def __init__(self, config: ModelConfig, positions: Tensor, yarn: bool) -> None:
         angle = positions.float().unsqueeze(-1) * inverse_frequencies(config, yarn)
         self.cos, self.sin = angle.cos().unsqueeze(2), angle.sin().unsqueeze(2)
+        self.turn = torch.complex(self.cos, self.sin)
 
     def interleaved(self, x: Tensor) -> Tensor:
         """x [B, T, heads, rope_dim] with pairs (2i, 2i+1) rotated: the layout of MLA."""
-        even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-        first, second = even * self.cos - odd * self.sin, even * self.sin + odd * self.cos
-        return torch.stack((first, second), -1).flatten(-2).to(x.dtype)
+        pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+        return torch.view_as_real(pairs * self.turn).flatten(-2).to(x.dtype)
 
     def half_split(self, x: Tensor) -> Tensor:
         """x [B, T, heads, rope_dim] with pairs (i, i + rope_dim/2) rotated: the indexer's layout."""

@@ -31,6 +31,7 @@ class Router(nn.Module):
     """Chooses experts by sigmoid score plus bias, weighs them by the score alone."""
 
     e_score_correction_bias: Tensor
+    load: Tensor
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -59,9 +60,8 @@ class Router(nn.Module):
 
         Source: DeepSeek-V3 report, auxiliary-loss-free load balancing.
         """
-        load: Tensor = self.get_buffer("load")
-        self.e_score_correction_bias += rate * torch.sign(load.mean() - load)
-        load.zero_()
+        self.e_score_correction_bias += rate * torch.sign(self.load.mean() - self.load)
+        self.load.zero_()
 
 
 class Dispatch(torch.autograd.Function):
@@ -144,6 +144,6 @@ class MoE(nn.Module):
         chosen, weight = self.gate(flat)
         routed, load = self.experts(flat, chosen, weight)
         if self.training:
-            self.gate.get_buffer("load").add_(load)
+            self.gate.load.add_(load)
         output: Tensor = routed.view_as(x) + self.shared_experts(x)
         return output

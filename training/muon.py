@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from training.parallel import gather_rows, share_rows
+
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
@@ -65,7 +67,9 @@ class Muon(torch.optim.Optimizer):
             momentum = state.setdefault("momentum", torch.zeros_like(parameter))
             momentum.lerp_(parameter.grad, 1 - group["momentum"])
             directions.append(parameter.grad.lerp(momentum, group["momentum"]).view(-1, *shape))
-        updates = orthogonalise(torch.cat(directions)).float()
+        stacked = torch.cat(directions)
+        mine, counts = share_rows(stacked.shape[0])
+        updates = gather_rows(orthogonalise(stacked[mine.start : mine.stop]), counts).float()
         scale = 0.2 * max(shape) ** 0.5 * group["lr"]
         sizes = [direction.shape[0] for direction in directions]
         for parameter, update in zip(parameters, updates.split(sizes), strict=True):

@@ -50,14 +50,13 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     last_dense_stage: str
 
 
-RECALL = Mix(facts=0.75, chat=0.15, mixed=0.0, tools=0.1, fact_count=(2, 6), questions=(2, 6),
-             tool_count=(1, 1), tool_turns=(1, 1), thinking=0.4)
+RECALL = Mix(facts=0.85, chat=0.15, fact_count=(2, 5), questions=(2, 5), thinking=0.4)
 RECIPE = Recipe(
     seed=20,
     vocab_size=3072,
     corpus_cases=1500,
     stages=(
-        Stage(name="recall", steps=1200, rows=8, length_tokens=256, mix=RECALL),
+        Stage(name="recall", steps=1200, rows=24, length_tokens=128, mix=RECALL, mtp_rows=6),
     ),
     last_dense_stage="yarn",
 )

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import socket
 import sys
 import time
 from pathlib import Path
 
 import msgspec
 import torch
+import torch.distributed as dist
 from tokenizers import Tokenizer
+from torch.multiprocessing import spawn
 from tqdm import tqdm
 
 from api.chat.encoding import Encoder
@@ -20,6 +23,7 @@ from training.initialise import initialise_embeddings
 from training.losses import stage_loss
 from training.model import Context, DeepseekV32
 from training.muon import Muon
+from training.parallel import add_up, average_gradients, share_rows, world
 from training.probe import probe
 from training.snapshot import (
     Optimisers,
@@ -78,6 +82,7 @@ def train_stage(
     probe_every: int,
 ) -> None:
     """Runs `stage` from `first_step` to its end, writing snapshots and measurements to `run`."""
+    rank, _ = world()
     optimisers = build_optimisers(model, stage)
     if first_step:
         load_optimisers(run / "last.safetensors", model, optimisers)
@@ -85,26 +90,32 @@ def train_stage(
     context = Context(model.config, stage.mode, stage.yarn, torch.bfloat16)
     rates = {"muon": stage.matrix_rate, "adam": stage.vector_rate}
     bar = tqdm(range(first_step, stage.steps), stage.name, stage.steps, initial=first_step,
-               file=sys.stderr, mininterval=5.0)
+               file=sys.stderr, mininterval=5.0, disable=rank > 0)
+    rows, _ = share_rows(stage.rows)
+    mtp_rows = max(1, stage.mtp_rows // world()[1])
     started, tokens = time.monotonic(), 0
     for step in bar:
-        batch = make_batch(encoder, stage.mix, stage.rows, stage.length_tokens,
+        batch = make_batch(encoder, stage.mix, rows, stage.length_tokens,
                            stage.prompt_weight, f"{recipe.seed} {stage.name} {step}")
         total, loss, index = stage_loss(
-            model, batch, context, mtp_weight=stage.mtp_weight, mtp_rows=stage.mtp_rows,
+            model, batch, context, mtp_weight=stage.mtp_weight, mtp_rows=mtp_rows,
             model_learns=stage.learns == "model", phase=step,
         )
         total.backward()
+        average_gradients(model.parameters())
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for kind, optimiser in optimisers.items():
             for group in optimiser.param_groups:
                 group["lr"] = rates[kind] * stage.factor(step)
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
+        add_up([router.load for router in model.routers()])
         for router in model.routers():
             if stage.learns == "model":
                 router.balance(stage.balance_rate)
-        tokens += batch.token_ids.numel()
+        tokens += stage.rows * stage.length_tokens
+        if rank:
+            continue
         record = {"stage": stage.name, "step": step, "loss": round(loss.item(), 4),
                   "index": round(index.item(), 4), "norm": round(float(norm), 3),
                   "tokens_per_s": round(tokens / (time.monotonic() - started))}
@@ -121,6 +132,8 @@ def train_stage(
                         refresh=False)
         if (step + 1) % save_every == 0:
             save_snapshot(run / "last.safetensors", model, optimisers, stage.name, step + 1)
+    if rank:
+        return
     save_snapshot(run / "last.safetensors", model, optimisers, stage.name, stage.steps)
     save_snapshot(run / f"{stage.name}.safetensors", model, {}, stage.name, stage.steps)
 
@@ -129,8 +142,9 @@ def train(
     recipe: Recipe, encoder: Encoder, run: Path, save_every: int = 100, probe_every: int = 200
 ) -> DeepseekV32:
     """Runs all stages of `recipe`, or what is left of them in folder `run`; returns the model."""
-    run.mkdir(parents=True, exist_ok=True)
-    (run / "recipe.json").write_bytes(msgspec.json.format(msgspec.json.encode(recipe)))
+    if world()[0] == 0:
+        run.mkdir(parents=True, exist_ok=True)
+        (run / "recipe.json").write_bytes(msgspec.json.format(msgspec.json.encode(recipe)))
     model = build_model(recipe, encoder.tokenizer)
     stage_names = [stage.name for stage in recipe.stages]
     first, step = 0, 0
@@ -146,15 +160,36 @@ def train(
     return model
 
 
+def work(rank: int, workers: int, port: int, run: Path) -> None:
+    """One of the single-threaded training processes."""
+    torch.set_num_threads(1)
+    if workers > 1:
+        dist.init_process_group(
+            "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=workers
+        )
+    train(RECIPE, Encoder.from_folder(EMBEDDED), run)
+
+
+def free_port() -> int:
+    """A TCP port that is free now."""
+    with socket.socket() as probe_socket:
+        probe_socket.bind(("127.0.0.1", 0))
+        port: int = probe_socket.getsockname()[1]
+    return port
+
+
 def main() -> None:
     """Command line of `python -m training.train`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, default=Path("runs/embedded"),
                         help="folder of snapshots and log; training resumes from what is there")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--workers", type=int, default=2,
+                        help="single-threaded processes; the weights depend on their number")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    train(RECIPE, Encoder.from_folder(EMBEDDED), arguments.run)
+    if arguments.workers == 1:
+        work(0, 1, 0, arguments.run)
+    else:
+        spawn(work, (arguments.workers, free_port(), arguments.run), nprocs=arguments.workers)
 
 
 if __name__ == "__main__":

@@ -5,10 +5,9 @@ The models are random and small in every dimension but these two.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
+from torch import Tensor
 
 from engine.batch import Batch, RowGroup
 from engine.cache import CacheLayout, PagedCache
@@ -19,7 +18,7 @@ from engine.runner import Runner
 from scheduler.plan import Form, NewSlot, Prepare, Row, StepPlan
 from scheduler.request import Sampling
 from tests.checkpoints import random_weights, tiny_config
-from tests.parity import LOGIT_TOLERANCE, Recorder, parity, run_engine
+from tests.parity import LOGIT_TOLERANCE, SCORE_MARGIN, parity, run_engine
 from tests.reference_model import ReferenceModel
 
 TOP_K = 2048
@@ -67,6 +66,19 @@ def test_context_around_the_published_top_k(
         assert torch.equal(selected.sum(dim=-1), kept)
 
 
+class LastQuery:
+    """Records the scores and the choice of one query, and forces another choice on it."""
+
+    def __init__(self, forced: Tensor) -> None:
+        self.forced = forced
+        self.scores = torch.empty(0)
+        self.own = torch.empty(0)
+
+    def selection(self, layer: int, slot: int, scores: Tensor, selected: Tensor) -> Tensor:
+        self.scores, self.own = scores.clone(), selected.clone()
+        return self.forced
+
+
 def test_position_131071_is_computed_as_the_reference_computes_it() -> None:
     """The last token of a full context, of a one-layer model.
 
@@ -107,7 +119,8 @@ def test_position_131071_is_computed_as_the_reference_computes_it() -> None:
             cache,
         )
 
-    last = LastQuery()
+    (expected_scores,), (expected_mask,) = expected.scores, expected.selected
+    last = LastQuery(expected_mask)
     runner = Runner(model, cache, probe=last)
     slot = NewSlot(
         slot=0,
@@ -119,10 +132,13 @@ def test_position_131071_is_computed_as_the_reference_computes_it() -> None:
         pages=list(range(pages)),
     )
     row = Row(slot=0, start=length - 1, count=1, sample="last", form="mqa")
-    result = runner.execute(
-        StepPlan(step=0, rows=(row,), prepare=replace_new_slots(slot))
-    )
-    assert last.selected is not None
+    result = runner.execute(StepPlan(step=0, rows=(row,), prepare=Prepare(new_slots=(slot,))))
+
+    assert last.scores.shape == (1, length)
+    assert (last.scores - expected_scores).abs().max() <= SCORE_MARGIN
+    kth = expected_scores[expected_mask].min()
+    assert ((expected_scores - kth).abs()[last.own ^ expected_mask] <= SCORE_MARGIN).all()
+    assert last.own.sum() == TOP_K
     assert runner.logits is not None
     assert (expected.logits - runner.logits).abs().max() <= LOGIT_TOLERANCE
     assert result.token_ids == [int(expected.logits.argmax())]

@@ -1,0 +1,76 @@
+# Every target sets itself up from nothing, and is quick the second time.
+
+PORT ?= 8000
+ARGS ?=
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+# The first interpreter that runs and is 3.11 or 3.12. A name on the PATH may be a shim that does not
+# run, so each is tried; a PYTHON given by the caller is held to the same versions below.
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
+ifndef PYTHON
+PYTHON := $(shell for python in python3.11 python3.12 python3; do \
+	"$$python" -c '$(SUPPORTED)' 2>/dev/null && { echo "$$python"; break; }; done)
+endif
+
+# Without an NVIDIA driver, PyTorch's own index spares several gigabytes of CUDA libraries.
+TORCH := torch==$(shell sed -n 's/^torch==//p' constraints.txt)
+CPU_WHEELS := https://download.pytorch.org/whl/cpu
+HAS_NVIDIA := $(shell command -v nvidia-smi)
+
+# The environment variable, unlike -c, also holds the packages that build ours.
+PIP := PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --disable-pip-version-check --quiet
+
+.PHONY: help serve test check gpu format clean
+
+help: ## Show this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+serve: $(VENV)/.serve ## Serve the embedded checkpoint on PORT (8000); further flags in ARGS
+	@exec $(BIN)/winnow serve --port $(PORT) $(ARGS)
+
+test: $(VENV)/.test ## Lint, types and the tests that need nothing but this machine
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -m "not check and not gpu" $(ARGS)
+
+check: $(VENV)/.test ## The slower tests, some with environments of their own
+	$(BIN)/python -m pytest -m check $(ARGS)
+
+gpu: $(VENV)/.test ## The tests that need a CUDA device
+	$(BIN)/python -m pytest -m gpu $(ARGS)
+
+format: $(VENV)/.test ## Rewrite the sources in the house style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## Remove the environment, caches and build outputs
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.python:
+	@[ -n "$(PYTHON)" ] && "$(PYTHON)" -c '$(SUPPORTED)' || { \
+		echo "Winnow needs Python 3.11 or 3.12 (found: $(or $(PYTHON),none)); set PYTHON=/path/to/it" >&2; \
+		exit 1; }
+	@echo "Creating $(VENV) with $(PYTHON)"
+	@"$(PYTHON)" -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.torch: constraints.txt | $(VENV)/.python
+	@echo "Installing $(TORCH) (the first time takes minutes)"
+	@[ -n "$(HAS_NVIDIA)" ] || \
+		$(PIP) --no-deps --retries 1 --timeout 20 --index-url $(CPU_WHEELS) $(TORCH) 2>/dev/null || \
+		echo "No CPU build from $(CPU_WHEELS); taking the default one"
+	@$(PIP) $(TORCH)
+	@touch $@
+
+$(VENV)/.serve: pyproject.toml constraints.txt $(VENV)/.torch
+	@echo "Installing Winnow"
+	@$(PIP) -e .
+	@touch $@
+
+$(VENV)/.test: pyproject.toml constraints.txt $(VENV)/.torch
+	@echo "Installing Winnow with its development tools"
+	@$(PIP) -e '.[dev]'
+	@touch $(VENV)/.serve $@

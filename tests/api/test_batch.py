@@ -1,0 +1,100 @@
+"""api.batch: OpenAI's batch format, bad lines included."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+import winnow
+from api.batch import BatchCounts, run_batch
+from api.errors import ApiError
+from tests.api.scripted_engine import MODEL, Scripted
+
+
+def line(custom_id: str, **fields: Any) -> bytes:
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}]} | fields
+    return msgspec.json.encode(
+        {"custom_id": custom_id, "method": "POST", "url": "/v1/chat/completions", "body": body}
+    )
+
+
+def run(
+    scripted: Scripted, lines: list[bytes], concurrency: int = 3
+) -> tuple[BatchCounts, list[dict[str, Any]], int]:
+    output = io.BytesIO()
+    ticks: list[None] = []
+    counts = asyncio.run(
+        run_batch(
+            scripted.service,
+            lines,
+            output,
+            concurrency=concurrency,
+            progress=lambda: ticks.append(None),
+        )
+    )
+    results = [msgspec.json.decode(result) for result in output.getvalue().splitlines()]
+    return counts, results, len(ticks)
+
+
+@pytest.mark.parametrize("concurrency", [1, 3, 50])
+def test_every_request_gets_its_answer(scripted: Scripted, concurrency: int) -> None:
+    lines = [line(f"r{i}") + b"\n" for i in range(10)]
+    counts, results, ticks = run(scripted, lines, concurrency)
+    assert (counts.completed, counts.failed, ticks) == (10, 0, 10)
+    assert {result["custom_id"] for result in results} == {f"r{i}" for i in range(10)}
+    for result in results:
+        assert result["error"] is None
+        assert result["response"]["status_code"] == 200
+        body = result["response"]["body"]
+        assert body["choices"][0]["message"]["content"] == "Hello!"
+        assert result["response"]["request_id"] == body["id"]
+
+
+def test_bad_lines_do_not_stop_the_others(scripted: Scripted) -> None:
+    lines = [
+        b"{not json\n",
+        b"\n",
+        b'{"body": {}}\n',
+        b'{"custom_id": "u", "method": "POST", "url": "/v1/embeddings", "body": {}}\n',
+        line("w", n=0),
+        line("s", stream=True),
+        line("m", model="gpt-5"),
+        line("good"),
+    ]
+    counts, results, ticks = run(scripted, lines)
+    assert (counts.completed, counts.failed, ticks) == (1, 6, 7)
+    unnamed = [result for result in results if result["custom_id"] is None]
+    assert sorted(result["error"]["message"][:6] for result in unnamed) == ["line 1", "line 3"]
+    named = {result["custom_id"]: result for result in results if result["custom_id"]}
+    assert named["u"]["error"]["code"] == "invalid_url"
+    statuses = {name: named[name]["response"]["status_code"] for name in ("w", "s", "m", "good")}
+    assert statuses == {"w": 400, "s": 400, "m": 404, "good": 200}
+    assert named["w"]["response"]["body"]["error"]["param"] == "n"
+    assert scripted.engine.open == 0
+
+
+def test_a_dead_engine_ends_the_run(scripted: Scripted) -> None:
+    scripted.engine.death = "killed"
+    with pytest.raises(ApiError, match="killed"):
+        run(scripted, [line("a"), line("b")])
+
+
+def test_the_command_answers_a_file(random_model: Path, tmp_path: Path) -> None:
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_bytes(b"\n".join([line("a", max_tokens=4), line("b", n=0)]))
+    options = ["--model", str(random_model), "--threads", "1", "--kv-cache-bytes", "2MiB"]
+    status = winnow.main(["batch", str(source), str(target), *options])
+    assert status == 1  # one line failed
+    results = [msgspec.json.decode(result) for result in target.read_bytes().splitlines()]
+    statuses = {r["custom_id"]: r["response"]["status_code"] for r in results}
+    assert statuses == {"a": 200, "b": 400}
+
+
+def test_the_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert winnow.main(["batch", str(tmp_path / "missing"), str(tmp_path / "out")]) == 1
+    assert "missing" in capsys.readouterr().err
