@@ -15,7 +15,7 @@ from api.batch import BatchCounts, run_batch
 from api.cli import ENGINE_GROUPS, model_name, set_up_logging
 from api.errors import ApiError
 from api.options import HelpFormatter, add_options, build, read_values
-from api.service import ChatService
+from api.service import ChatService, load_prompt_format
 from engine.client import (
     CheckpointError,
     ConfigError,
@@ -87,11 +87,11 @@ async def answer_file(
     if target.exists() and os.path.samefile(source, target):
         raise ConfigError(f"{target} is the input; the output needs a file of its own")
     folder = await asyncio.to_thread(resolve_model, config.model, config.revision)
+    encoder, defaults = load_prompt_format(folder)
     engine = await EngineClient.start(config)
     try:
-        service = ChatService.from_folder(
-            engine, folder, names or (model_name(config.model, folder),)
-        )
+        names = names or (model_name(config.model, folder),)
+        service = ChatService(engine, encoder, names, defaults)
         with (
             source.open("rb") as lines,
             target.open("wb") as output,

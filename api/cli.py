@@ -18,7 +18,7 @@ from api.backend import Backend
 from api.config import ServerConfig
 from api.options import HelpFormatter, add_options, build, read_values, show_bytes
 from api.server import create_app
-from api.service import ChatService
+from api.service import ChatService, load_prompt_format
 from engine.client import (
     CheckpointError,
     ConfigError,
@@ -29,6 +29,7 @@ from engine.client import (
 )
 from engine.messages import Ready
 
+UNREAD_GRACE_S = 10
 BACKLOG = 2048
 """Connections that wait to be accepted."""
 
@@ -103,6 +104,7 @@ async def serve(engine_config: EngineConfig, config: ServerConfig) -> int:
     Raises CheckpointError, ConfigError or EngineDead when there is nothing to serve.
     """
     folder = await asyncio.to_thread(resolve_model, engine_config.model, engine_config.revision)
+    encoder, defaults = load_prompt_format(folder)
     names = config.served_model_name or (model_name(engine_config.model, folder),)
     backend = Backend(names)
     app = create_app(backend, config)
@@ -114,7 +116,8 @@ async def serve(engine_config: EngineConfig, config: ServerConfig) -> int:
             log_level=config.log_level,
             lifespan="off",
             server_header=False,
-            timeout_graceful_shutdown=round(config.shutdown_grace_s),
+            # A client that does not even read the error its stream ends with.
+            timeout_graceful_shutdown=round(config.shutdown_grace_s) + UNREAD_GRACE_S,
         )
     )
     stop = asyncio.Event()
@@ -135,7 +138,7 @@ async def serve(engine_config: EngineConfig, config: ServerConfig) -> int:
         await asyncio.wait({http, loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if loading.done():
             engine = loading.result()
-            backend.service = ChatService.from_folder(engine, folder, names)
+            backend.service = ChatService(engine, encoder, names, defaults)
             url = f"http://{config.host}:{listener.getsockname()[1]}"
             print(start_up_table(names, engine.ready, url), file=sys.stderr, flush=True)
             await asyncio.wait({http, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -144,9 +147,11 @@ async def serve(engine_config: EngineConfig, config: ServerConfig) -> int:
         server.should_exit = True
         loading.cancel()
         stopping.cancel()
-        await asyncio.gather(http, loading, stopping, return_exceptions=True)
+        await asyncio.wait({http}, timeout=config.shutdown_grace_s)
         if engine is not None:
+            # Whatever still runs ends with an error, and so the server does.
             await engine.close()
+        await asyncio.gather(http, loading, stopping, return_exceptions=True)
     return 0
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from api.chat.detokenizer import Detokenizer, TokenBytes
-from api.chat.encoding import Encoder, Prompt
+from api.chat.encoding import Encoder, Prompt, TokenizerError
 from api.chat.messages import PromptError, check_history, normalise_history
 from api.chat.parser import OutputParser
 from api.chat.stop import StopMatcher
@@ -25,11 +25,32 @@ from api.choice import Choice
 from api.errors import ApiError, invalid
 from api.logprobs import LogprobWriter
 from api.turn import ChatTurn, engine_is_dead
-from engine.client import EngineClient, EngineDead, EngineRefused, GenerationDefaults
+from engine.client import (
+    CheckpointError,
+    EngineClient,
+    EngineDead,
+    EngineRefused,
+    GenerationDefaults,
+)
 from engine.messages import Submit
 
 INLINE_BODY_BYTES = 32 * 2**10
 """Longer bodies are read and encoded on a thread, so that they do not hold up other streams."""
+
+
+def load_prompt_format(folder: Path) -> tuple[Encoder, GenerationDefaults]:
+    """Returns a checkpoint's tokenizer and prompt texts, and its defaults for silent fields.
+
+    Raises CheckpointError for a file that is missing or cannot be used.
+    """
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        raise CheckpointError(f"{file}: file not found")
+    try:
+        encoder = Encoder.from_folder(folder)
+    except (TokenizerError, TemplateError) as error:
+        raise CheckpointError(f"{folder}: {error}") from error
+    return encoder, GenerationDefaults.from_folder(folder)
 
 
 class ChatService:
@@ -55,12 +76,6 @@ class ChatService:
         self._logprobs = LogprobWriter(TokenBytes(encoder.tokenizer))
         fingerprint = hashlib.sha256(repr((names[0], msgspec.to_builtins(engine.ready))).encode())
         self.system_fingerprint = f"fp_{fingerprint.hexdigest()[:12]}"
-
-    @classmethod
-    def from_folder(cls, engine: EngineClient, folder: Path, names: tuple[str, ...]) -> ChatService:
-        """Returns the service of a checkpoint folder: its tokenizer, prompt texts and defaults."""
-        encoder = Encoder.from_folder(folder)
-        return cls(engine, encoder, names, GenerationDefaults.from_folder(folder))
 
     async def start(self, body: bytes) -> ChatTurn:
         """Submits the request in `body` and returns it once the engine has accepted it.

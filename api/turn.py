@@ -146,11 +146,11 @@ class ChatTurn:
         end = start + choice.completion_tokens
         # What follows an open <think> flips with the next user message; the rest only grows.
         if not self._prompt.in_reasoning:
-            spans = [Span(start, end, "stable")]
+            generated = [Span(start, end, "stable")]
         else:
             kind: Literal["tool", "answer"] = "tool" if choice.complete_calls else "answer"
-            spans = [Span(start, answer, "reasoning"), Span(answer, end, kind)]
-        spans = [span for span in spans if span.start < span.end]
+            generated = [Span(start, answer, "reasoning"), Span(answer, end, kind)]
+        spans = [*self._prompt.spans, *(span for span in generated if span.start < span.end)]
         return TurnEnded(self.id, choice.index, why, spans)
 
 

@@ -68,8 +68,8 @@ def _read(connection: socket.socket, inbox: SimpleQueue[ToEngine | None]) -> Non
     try:
         while (payload := read_frame(connection)) is not None:
             inbox.put(decoder.decode(payload))
-    except OSError:
-        traceback.print_exc()
+    except ConnectionError:
+        pass  # the API is gone, as at end of file
     finally:
         inbox.put(None)
 

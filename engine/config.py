@@ -24,6 +24,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     revision: str | None = None
     """Branch, tag or commit of a hub id."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto is CUDA where torch finds it, else the CPU."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Compute dtype; auto is float32 on the CPU and bfloat16 on CUDA."""
     attention: Attention = "auto"
@@ -48,6 +49,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     gpu_memory_utilization: float = 0.9
     """Share of the CUDA device's memory the engine may fill, weights included."""
     enable_prefix_caching: bool = True
+    """Keep pages of ended requests for later prompts that begin alike."""
     threads: int | None = None
     """CPU threads of the engine; None: one per core."""
 

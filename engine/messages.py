@@ -74,6 +74,7 @@ class TurnEnded(msgspec.Struct, frozen=True, tag=True):
     choice: int
     why: Literal["tool_calls", "answer", "length", "aborted"]
     spans: list[Span] = []
+    """The whole sequence, prompt and answer, without gaps."""
     next_prefix: list[int] | None = None
     """Token ids the next user turn will start with, when they are known."""
 

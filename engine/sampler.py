@@ -31,7 +31,7 @@ def uniform(seed: int, choice: int, position: int) -> float:
         state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
         state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
         state ^= state >> 31
-    return ((state >> 11) + 0.5) / (1 << 53)
+    return ((state >> 12) + 0.5) / (1 << 52)
 
 
 @dataclass

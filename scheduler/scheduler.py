@@ -219,7 +219,7 @@ class Scheduler:
                 continue
             pages = self._grow(sequence, sequence.computed_tokens + count)
             while pages is None and sequence.slot >= 0:
-                self._preempt(max(self.running, key=self._rank))
+                self._preempt(max(self.running, key=self._rank), budget)
                 if sequence.slot >= 0:
                     pages = self._grow(sequence, sequence.computed_tokens + count)
             if pages is None:
@@ -373,9 +373,12 @@ class Scheduler:
             self.pool.publish(sequence.pages[page], sequence.keys[page])
         sequence.published_pages = computed // size
 
-    def _preempt(self, sequence: Sequence) -> None:
-        """Takes a running sequence's pages and slot; it waits where its arrival puts it."""
+    def _preempt(self, sequence: Sequence, budget: Budget) -> None:
+        """Takes a running sequence's pages, slot and row; it waits where its arrival puts it."""
         self.running.remove(sequence)
+        for planned, row in self._planned:
+            if planned is sequence:
+                budget.give_back(row.start, row.count)
         self._planned = [(s, row) for s, row in self._planned if s is not sequence]
         self._release(sequence)
         sequence.computed_tokens = 0
@@ -449,15 +452,16 @@ class Budget:
         self.forms = config.forms
         self.tokens = config.max_num_batched_tokens
         self.score_bytes = config.indexer_workspace_bytes
-        self.untouched = True
+        self.rows = 0
 
     def fit(self, sequence: Sequence, wanted: int) -> int:
         """Returns how many of the wanted tokens fit; the first row of a step always gets one."""
         count = min(wanted, self.tokens)
         start = sequence.computed_tokens
-        while count and self._scores(start, count) > self.score_bytes:
+        # Rows without scores always fit, also after a first row that took more than there was.
+        while count and self._scores(start, count) > max(0, self.score_bytes):
             if count == 1:
-                return 1 if self.untouched else 0
+                return 0 if self.rows else 1
             # Largest c with c * (start + c) * 4 bytes within the budget lies in [count / 2, count]
             # or below; halving finds a fitting one in few steps.
             count //= 2
@@ -466,7 +470,13 @@ class Budget:
     def spend(self, start: int, count: int) -> None:
         self.tokens -= count
         self.score_bytes -= self._scores(start, count)
-        self.untouched = False
+        self.rows += 1
+
+    def give_back(self, start: int, count: int) -> None:
+        """The row will not run after all."""
+        self.tokens += count
+        self.score_bytes += self._scores(start, count)
+        self.rows -= 1
 
     def _scores(self, start: int, count: int) -> int:
         scored = self.forms.form(start, count) in ("mqa", "masked_mha")

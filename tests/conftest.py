@@ -1,9 +1,15 @@
-"""Settings shared by all tests, made before anything imports torch."""
+"""Settings shared by all tests, made before any of them imports torch."""
 
 from __future__ import annotations
 
 import os
 
+from hypothesis import settings
+
 # The models here are tiny: more threads cost more than they bring. Engines that tests start in
 # processes of their own inherit this.
 os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
+
+# No property here is about time, and the machines that check them are busy.
+settings.register_profile("winnow", deadline=None)
+settings.load_profile("winnow")

@@ -95,6 +95,6 @@ class LatentAttention(nn.Module):
             weights = torch.softmax(logits.add_(bias.unsqueeze(1)), dim=-1)
             outputs.append(weights @ value[:, :, :end])
             if scores is not None:
-                part = index_loss(scores, weights.detach().float().sum(1), allowed)
+                part = index_loss(scores, weights.detach().sum(1, dtype=torch.float32), allowed)
                 loss = loss + part * ((end - start) / length)
         return torch.cat(outputs, 2), loss

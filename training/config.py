@@ -57,6 +57,20 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
             return scale
         return scale * (0.1 * math.log(self.yarn_factor) + 1.0) ** 2
 
+    @classmethod
+    def from_hf(cls, fields: dict[str, Any]) -> ModelConfig:
+        """The config in the content of a `config.json`; fields of no use here are ignored."""
+        yarn = fields["rope_scaling"]
+        original = yarn["original_max_position_embeddings"]
+        known = {name: fields[name] for name in cls.__struct_fields__ if name in fields}
+        return cls(
+            **known,
+            yarn_factor=float(yarn["factor"]),
+            original_max_position_embeddings=original,
+            yarn_beta_fast=float(yarn["beta_fast"]),
+            yarn_beta_slow=float(yarn["beta_slow"]),
+        )
+
     def to_hf(self) -> dict[str, Any]:
         """Content of `config.json`, FP8 checkpoint included."""
         derived = ("yarn_factor", "original_max_position_embeddings", "yarn_beta_fast")

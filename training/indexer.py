@@ -44,20 +44,18 @@ class Indexer(nn.Module):
     def score(query: Tensor, key: Tensor, weight: Tensor) -> Tensor:
         """fp32 [B, T_query, T_key] index scores: sum over heads of weight * ReLU(query . key)."""
         products = F.relu(query @ key.transpose(-1, -2))
-        return torch.einsum("bhqk,bhq->bqk", products, weight.squeeze(-1).to(products.dtype)).float()
+        return (products * weight.to(products.dtype)).sum(1, dtype=torch.float32)
 
 
 def select_top_k(scores: Tensor, visible: Tensor, top_k: int) -> Tensor:
     """bool [B, T_query, T_key]: the top_k best visible keys of each query, all if there are fewer.
 
-    Ties go to the lowest position, as in the serving engine: a stable sort decides.
+    Ties go anywhere here; the serving engine gives them to the lowest position.
     """
-    masked = scores.masked_fill(~visible, float("-inf"))
     if scores.shape[-1] <= top_k:
         return visible
-    order = masked.sort(dim=-1, descending=True, stable=True).indices[..., :top_k]
-    chosen = torch.zeros_like(visible).scatter_(-1, order, True)
-    return chosen & visible
+    chosen = scores.masked_fill(~visible, float("-inf")).topk(top_k, dim=-1, sorted=False).indices
+    return torch.zeros_like(visible).scatter_(-1, chosen, True) & visible
 
 
 def index_loss(scores: Tensor, attention: Tensor, allowed: Tensor) -> Tensor:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 
 from training.attention import AttentionMode
+from training.config import ModelConfig
 from training.data import Mix
+
+EMBEDDED = Path(__file__).parents[1] / "engine" / "embedded" / "deepseek-v3.2-tiny"
+"""The checkpoint folder that the recipe is for; its tokenizer and prompt texts are used."""
 
 
 class Stage(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,19 +50,68 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that decides the weights, the code aside."""
 
     seed: int
-    vocab_size: int
+    model: ModelConfig
     corpus_cases: int
     stages: tuple[Stage, ...]
     last_dense_stage: str
 
 
 RECALL = Mix(facts=0.85, chat=0.15, fact_count=(2, 5), questions=(2, 5), thinking=0.4)
+MAIN = Mix(
+    facts=0.3, chat=0.1, tools=0.4, mixed=0.2, fact_count=(2, 14), filler=(0, 3), questions=(2, 6),
+    tool_count=(1, 3), tool_turns=(1, 4), chain=0.3,
+)
+LONG = Mix(
+    facts=0.4, chat=0.05, tools=0.3, mixed=0.25, fact_count=(4, 50), filler=(0, 40),
+    questions=(2, 6), tool_count=(1, 6), tool_turns=(1, 5), chain=0.3,
+)
 RECIPE = Recipe(
     seed=20,
-    vocab_size=3072,
+    model=ModelConfig(vocab_size=3072),
     corpus_cases=1500,
     stages=(
-        Stage(name="recall", steps=1200, rows=24, length_tokens=128, mix=RECALL, mtp_rows=6),
+        Stage(name="recall", steps=400, rows=24, length_tokens=128, mix=RECALL, mtp_rows=6),
+        Stage(name="main", steps=600, rows=6, length_tokens=512, mix=MAIN, mtp_rows=2),
+        Stage(name="yarn", steps=100, rows=4, length_tokens=1024, mix=LONG, yarn=True,
+              mtp_weight=0.1, matrix_rate=2e-3, vector_rate=1.5e-3),
+        Stage(name="warmup", steps=60, rows=4, length_tokens=1024, mix=LONG, yarn=True,
+              mode="warmup", learns="indexer", matrix_rate=1e-2, vector_rate=3e-3),
+        Stage(name="sparse", steps=150, rows=4, length_tokens=1024, mix=LONG, yarn=True,
+              mode="sparse", mtp_weight=0.1, matrix_rate=2e-3, vector_rate=1.5e-3, decay=120,
+              quantise=True),
     ),
     last_dense_stage="yarn",
 )
+
+
+def _evaluation(kind: str, **shape: object) -> dict[int, Mix]:
+    """The mixes that give prompts of one kind up to 256, 512 and 1024 tokens."""
+    facts = {256: ((2, 14), (0, 6)), 512: ((8, 32), (0, 20)), 1024: ((20, 60), (10, 60))}
+    base = Mix(questions=(1, 4), tool_turns=(1, 3), thinking=0.0)
+    fields = msgspec.structs.asdict(base) | {kind: 1.0} | shape
+    return {
+        length: Mix(**(fields | {"fact_count": count, "filler": filler}))  # type: ignore[arg-type]
+        for length, (count, filler) in facts.items()
+    }
+
+
+def _tools(chain: float) -> dict[int, Mix]:
+    return {
+        512: Mix(tools=1.0, tool_count=(2, 4), tool_turns=(1, 2), chain=chain),
+        1024: Mix(tools=1.0, tool_count=(3, 8), tool_turns=(2, 5), chain=chain),
+    }
+
+
+EVALUATION: dict[str, dict[int, Mix]] = {
+    "chat": {256: Mix(chat=1.0)},
+    "facts": _evaluation("facts", unknown=0.0),
+    "unknown": _evaluation("facts", unknown=1.0),
+    "tool": {256: Mix(tools=1.0, tool_count=(1, 1), tool_turns=(1, 1), chain=0.0)} | _tools(0.0),
+    "chain": _tools(0.5),
+    "mixed": {
+        512: Mix(mixed=1.0, fact_count=(2, 12), questions=(2, 4), tool_count=(1, 3)),
+        1024: Mix(mixed=1.0, fact_count=(4, 40), questions=(3, 6), tool_count=(2, 5),
+                  filler=(0, 30)),
+    },
+}
+"""What `training.evaluate` draws: for each task, one mix for each longest prompt."""

@@ -17,7 +17,6 @@ from torch.multiprocessing import spawn
 from tqdm import tqdm
 
 from api.chat.encoding import Encoder
-from training.config import ModelConfig
 from training.data import make_batch
 from training.initialise import initialise_embeddings
 from training.losses import stage_loss
@@ -32,15 +31,13 @@ from training.snapshot import (
     read_position,
     save_snapshot,
 )
-from training.stages import RECIPE, Recipe, Stage
-
-EMBEDDED = Path(__file__).parents[1] / "engine" / "embedded" / "deepseek-v3.2-tiny"
+from training.stages import EMBEDDED, RECIPE, Recipe, Stage
 
 
 def build_model(recipe: Recipe, tokenizer: Tokenizer) -> DeepseekV32:
     """The untrained model of a recipe."""
     torch.manual_seed(recipe.seed)
-    model = DeepseekV32(ModelConfig(vocab_size=recipe.vocab_size))
+    model = DeepseekV32(recipe.model)
     initialise_embeddings(model, tokenizer, recipe.seed)
     return model
 
@@ -139,7 +136,7 @@ def train_stage(
 
 
 def train(
-    recipe: Recipe, encoder: Encoder, run: Path, save_every: int = 100, probe_every: int = 200
+    recipe: Recipe, encoder: Encoder, run: Path, save_every: int = 50, probe_every: int = 100
 ) -> DeepseekV32:
     """Runs all stages of `recipe`, or what is left of them in folder `run`; returns the model."""
     if world()[0] == 0:

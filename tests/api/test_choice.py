@@ -7,7 +7,10 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from api.chat.encoding import Encoder
 from api.chat.markers import DSML
 from tests.api.scripted_engine import Scripted
 
@@ -214,3 +217,42 @@ def test_streamed_and_whole_answers_agree(scripted: Scripted, step_tokens: int) 
     assert [delta["finish_reason"] for delta in deltas][-1] == whole["finish_reason"]
     entries = [e for delta in deltas for e in (delta["logprobs"] or {}).get("content", ())]
     assert entries == whole["logprobs"]["content"]
+
+
+PIECES = [
+    "a",
+    "é",
+    "\U0001f33e",
+    "\n",
+    "\n\n",
+    "<",
+    " STOP",
+    "</think>",
+    f"<{DSML}",
+    calls(call("add", a="1")),
+]
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=8), st.integers(1, 9), st.booleans())
+@settings(max_examples=80, deadline=None)
+def test_whatever_the_model_says_every_token_has_one_entry(
+    encoder: Encoder, pieces: list[str], step_tokens: int, thinking: bool
+) -> None:
+    scripted = Scripted(encoder)
+    scripted.replies = ["".join(pieces)]
+    scripted.engine.step_tokens = step_tokens
+    fields: dict[str, Any] = {"tools": TOOLS, "logprobs": True}
+    answer = asyncio.run(
+        scripted.complete(**fields, thinking={"type": "enabled" if thinking else "disabled"})
+    )
+    (choice,) = answer["choices"]
+    tokens = scripted.tokens(scripted.replies[0])
+    assert answer["usage"]["completion_tokens"] == len(tokens)
+    logprobs = choice["logprobs"] or {"content": []}
+    reasoning = logprobs.get("reasoning_content", [])
+    assert len(logprobs["content"]) + len(reasoning) == len(tokens) - 1
+    counted = answer["usage"]["completion_tokens_details"]["reasoning_tokens"]
+    closer = sum(bytes(entry["bytes"]) == b"</think>" for entry in reasoning)
+    assert counted == len(reasoning) - closer
+    text = text_of(reasoning).removesuffix("</think>")
+    assert text == choice["message"].get("reasoning_content", "")

@@ -96,4 +96,4 @@ def test_a_taken_port_is_named(capsys: pytest.CaptureFixture[str], random_model:
 
 def test_a_model_that_is_not_there(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert winnow.main(["serve", "--port", "0", "--model", str(tmp_path)]) == 1
-    assert "config.json" in capsys.readouterr().err
+    assert f"{tmp_path}/tokenizer.json: file not found" in capsys.readouterr().err

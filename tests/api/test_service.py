@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -10,6 +11,7 @@ import pytest
 
 from api.errors import ApiError
 from engine.messages import Refused, Span
+from scheduler.retention import flip_point
 from tests.api.scripted_engine import Scripted, body
 
 TOOL = {"type": "function", "function": {"name": "get_date", "parameters": {"type": "object"}}}
@@ -166,10 +168,16 @@ def test_the_engine_learns_how_a_turn_ended(
     answer = asyncio.run(scripted.complete(**fields))
     (turn,) = scripted.engine.turns
     assert turn.why == why
-    assert [span.kind for span in turn.spans] == kinds
     usage = answer["usage"]
-    assert turn.spans[0].start == usage["prompt_tokens"]
-    assert turn.spans[-1].end == usage["total_tokens"]
+    prompt_tokens = usage["prompt_tokens"]
+    generated = [span for span in turn.spans if span.start >= prompt_tokens]
+    assert [span.kind for span in generated] == kinds
+    # The spans cover the sequence without a gap, and in thinking mode the first token that the
+    # next user message changes is the prompt's own <think>.
+    assert turn.spans[0].start == 0 and turn.spans[-1].end == usage["total_tokens"]
+    assert all(a.end == b.start for a, b in pairwise(turn.spans))
+    expected = prompt_tokens - 1 if "reasoning" in kinds else usage["total_tokens"]
+    assert flip_point(turn.spans) == expected
 
 
 def test_the_stream_says_each_thing_once(scripted: Scripted) -> None:

@@ -121,7 +121,7 @@ def test_keep_fp8_returns_the_stored_bytes_and_scales(tmp_path: Path) -> None:
     assert torch.equal(found[name + "_scale_inv"], scale)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(rows=st.integers(1, 300), columns=st.integers(1, 300), seed=st.integers(0, 99))
 def test_dequantise_is_one_scale_per_block(rows: int, columns: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from zlib import crc32
 
 from scheduler.pages import PagePool
 from scheduler.plan import StepPlan, StepResult
@@ -70,7 +71,7 @@ class FakeRunner:
     @staticmethod
     def sampled(request_id: str, choice: int, position: int) -> int:
         """A token of a small vocabulary; 1 ends the sequence."""
-        return (len(request_id) * 5 + choice * 3 + position * position) % 7
+        return crc32(f"{request_id} {choice} {position}".encode()) % 7
 
     def _compute(self, mirror: Mirror, start: int, count: int) -> None:
         size, end = self.config.page_tokens, start + count

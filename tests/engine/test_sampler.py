@@ -1,0 +1,261 @@
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from engine.sampler import SamplerState, logprobs_of, sample, uniform
+from scheduler.request import Sampling
+
+VOCAB = 24
+
+
+def state(
+    prompt: list[int] | None = None,
+    generated: list[int] | None = None,
+    *,
+    choice: int = 0,
+    eos: tuple[int, ...] = (1,),
+    **fields: Any,
+) -> SamplerState:
+    tokens = [*(prompt or []), *(generated or [])]
+    sampling = Sampling(**{"max_tokens": 100} | fields)
+    return SamplerState.start(sampling, choice, tokens, len(prompt or []), eos)
+
+
+def logits_of(seed: int = 0, vocab: int = VOCAB) -> Tensor:
+    return torch.randn(vocab, generator=torch.Generator().manual_seed(seed)) * 2
+
+
+def draws(logits: Tensor, count: int, **fields: Any) -> Counter[int]:
+    """How often each token is drawn over `count` seeds."""
+    rows = [state(seed=seed, **fields) for seed in range(count)]
+    return Counter(sample(logits.expand(count, -1), rows, [7] * count))
+
+
+def kept(logits: Tensor, temperature: float, top_k: int, top_p: float, min_p: float) -> list[int]:
+    """The tokens the filters leave, by plain float64 arithmetic; most likely first."""
+    tempered = [x / temperature for x in logits.double().tolist()]
+    order = sorted(range(len(tempered)), key=lambda i: (-tempered[i], i))
+    order = order[: top_k or None]
+    best = tempered[order[0]]
+    order = [i for i in order if math.exp(tempered[i] - best) >= min_p]
+    total = sum(math.exp(tempered[i] - best) for i in order)
+    support, mass = [], 0.0
+    for i in order:
+        if support and mass >= top_p:
+            break
+        support.append(i)
+        mass += math.exp(tempered[i] - best) / total
+    return support
+
+
+# ---------------------------------------------------------------- greedy
+
+
+def test_temperature_0_takes_the_most_likely_and_the_lowest_of_equals() -> None:
+    logits = torch.tensor([[0.0, 3.0, 1.0, 3.0], [5.0, 5.0, 5.0, 5.0]])
+    assert sample(logits, [state(temperature=0.0), state(temperature=0.0)], [1, 1]) == [1, 0]
+
+
+@pytest.mark.parametrize("temperature", [1e-45, 1e-30, 1e-6])
+def test_a_temperature_too_small_to_divide_by_is_greedy(temperature: float) -> None:
+    logits = logits_of() * 10
+    assert sample(logits[None], [state(temperature=temperature)], [1]) == [int(logits.argmax())]
+
+
+def test_greedy_and_drawn_rows_mix_in_one_batch() -> None:
+    logits = torch.stack([logits_of(0), logits_of(1), logits_of(2)])
+    mixed = sample(logits, [state(seed=4), state(temperature=0.0), state(seed=9)], [3, 3, 3])
+    assert mixed[0] == sample(logits[:1], [state(seed=4)], [3])[0]
+    assert mixed[1] == int(logits[1].argmax())
+    assert mixed[2] == sample(logits[2:], [state(seed=9)], [3])[0]
+
+
+# ---------------------------------------------------------------- seeds
+
+
+@given(st.integers(-(2**70), 2**70), st.integers(0, 127), st.integers(0, 200_000))
+def test_noise_lies_between_0_and_1_and_repeats(seed: int, choice: int, position: int) -> None:
+    value = uniform(seed, choice, position)
+    assert 0.0 < value < 1.0
+    assert value == uniform(seed, choice, position)
+
+
+def test_noise_depends_on_each_argument_and_is_spread_evenly() -> None:
+    values = [uniform(s, c, p) for s in range(20) for c in range(20) for p in range(20)]
+    assert len(set(values)) == 8000
+    buckets = Counter(int(v * 20) for v in values)
+    assert sum((buckets[b] - 400) ** 2 / 400 for b in range(20)) < 43.8  # chi2(19) at 0.1 %
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 2**64 - 1), st.integers(1, 8), st.integers(0, 7))
+def test_a_draw_does_not_depend_on_the_batch(seed: int, others: int, place: int) -> None:
+    logits = torch.stack([logits_of(n) for n in range(others + 1)])
+    place = min(place, others)
+    rows = [state(seed=seed + n) for n in range(others + 1)]
+    positions = list(range(10, 10 + others + 1))
+    together = sample(logits, rows, positions)[place]
+    line = slice(place, place + 1)
+    assert sample(logits[line], [state(seed=seed + place)], positions[line]) == [together]
+
+
+def test_seed_choice_and_position_change_the_draws() -> None:
+    flat = torch.zeros(1, 1000)
+    base = sample(flat, [state(seed=1)], [5])
+    assert sample(flat, [state(seed=1)], [5]) == base
+    assert sample(flat, [state(seed=2)], [5]) != base
+    assert sample(flat, [state(seed=1, choice=1)], [5]) != base
+    assert sample(flat, [state(seed=1)], [6]) != base
+
+
+# ---------------------------------------------------------------- distribution and filters
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])
+def test_draws_follow_the_softmax(temperature: float) -> None:
+    logits, count = logits_of(3, vocab=10) / 2, 20_000
+    found = draws(logits, count, temperature=temperature)
+    expected = (logits.double() / temperature).softmax(0) * count
+    assert expected.min() > 5
+    chi_square = sum((found[i] - e) ** 2 / e for i, e in enumerate(expected.tolist()))
+    assert chi_square < 27.9  # chi2(9) at 0.1 %; the seeds are fixed
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 1000),
+    st.sampled_from([0.3, 1.0, 1.5]),
+    st.sampled_from([0, 1, 3, 10, 500]),
+    st.sampled_from([1e-9, 0.1, 0.5, 0.9, 0.999, 1.0]),
+    st.sampled_from([0.0, 0.05, 0.5, 1.0]),
+)
+def test_the_filters_keep_what_plain_arithmetic_keeps(
+    seed: int, temperature: float, top_k: int, top_p: float, min_p: float
+) -> None:
+    logits = logits_of(seed)
+    fields = {"temperature": temperature, "top_k": top_k, "min_p": min_p}
+    found = draws(logits, 1500, top_p=top_p, **fields)
+    # A hair's breadth on either side: float32 sums may fall there.
+    widest = kept(logits, top_p=min(1.0, top_p + 1e-5), **fields)
+    narrowest = kept(logits, top_p=top_p - 1e-5, **fields)
+    assert found.keys() <= set(widest)
+    p = torch.tensor([float(logits[i]) / temperature for i in narrowest]).softmax(0)
+    frequent = {i for i, chance in zip(narrowest, p.tolist(), strict=True) if chance > 0.02}
+    assert frequent <= found.keys()
+
+
+def test_a_masked_token_is_never_drawn() -> None:
+    logits = torch.full((VOCAB,), -torch.inf)
+    logits[[4, 9]] = 0.0
+    assert draws(logits, 300).keys() == {4, 9}
+
+
+def test_a_row_of_nan_does_not_stop_the_others() -> None:
+    logits = torch.stack([torch.full((VOCAB,), torch.nan), logits_of(1)])
+    tokens = sample(logits, [state(seed=1), state(seed=2)], [1, 1])
+    assert 0 <= tokens[0] < VOCAB
+    assert tokens[1] == sample(logits[1:], [state(seed=2)], [1])[0]
+
+
+# ---------------------------------------------------------------- penalties and biases
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 1000),
+    st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=8),
+    st.lists(st.integers(0, VOCAB - 1), max_size=12),
+    st.sampled_from([0.0, 0.7, -2.0]),
+    st.sampled_from([0.0, 1.3, -0.5]),
+    st.sampled_from([1.0, 1.4, 0.6]),
+    st.dictionaries(st.integers(0, VOCAB - 1), st.sampled_from([-100.0, 3.5, 100.0]), max_size=3),
+)
+def test_penalties_follow_their_formulas(
+    seed: int,
+    prompt: list[int],
+    generated: list[int],
+    frequency: float,
+    presence: float,
+    repetition: float,
+    bias: dict[int, float],
+) -> None:
+    logits = logits_of(seed)
+    expected = logits.double().tolist()
+    for token in {*prompt, *generated}:
+        value = expected[token]
+        expected[token] = value / repetition if value > 0 else value * repetition
+    for token, count in Counter(generated).items():
+        expected[token] -= count * frequency + presence
+    for token, value in bias.items():
+        expected[token] += value
+    row = state(
+        prompt,
+        generated,
+        temperature=0.0,
+        frequency_penalty=frequency,
+        presence_penalty=presence,
+        repetition_penalty=repetition,
+        logit_bias=bias,
+    )
+    best = max(expected)
+    close = {token for token, value in enumerate(expected) if value > best - 1e-4}
+    before = logits.clone()
+    assert sample(logits[None], [row], [1])[0] in close
+    assert torch.equal(logits, before), "the caller's logits are for logprobs"
+
+
+def test_penalties_grow_with_what_sampling_itself_generates() -> None:
+    row = state([3], temperature=0.0, frequency_penalty=1.0)
+    logits = torch.tensor([[0.0, 2.5, 0.9, 0.0]])
+    assert [sample(logits, [row], [n])[0] for n in range(4)] == [1, 1, 2, 1]
+
+
+def test_the_prompt_counts_for_repetition_but_not_for_frequency_and_presence() -> None:
+    logits = torch.tensor([[0.0, 2.0, 1.9, 0.0]])
+    openai = state([1] * 5, temperature=0.0, frequency_penalty=2.0, presence_penalty=2.0)
+    assert sample(logits, [openai], [1]) == [1]
+    assert sample(logits, [state([1], temperature=0.0, repetition_penalty=2.0)], [1]) == [2]
+
+
+def test_no_stop_token_is_sampled_before_min_tokens() -> None:
+    logits = torch.tensor([[0.0, 9.0, 8.0, 1.0]])  # 1 is the end of sequence, 2 a stop token
+    row = state(temperature=0.0, min_tokens=2, stop_token_ids=(2,))
+    assert [sample(logits, [row], [n])[0] for n in range(3)] == [3, 3, 1]
+
+
+def test_a_resumed_slot_remembers_what_it_generated() -> None:
+    """After preemption the state is built anew from the tokens; it must go on as before."""
+    logits = torch.tensor([[0.0, 2.5, 0.9, 0.0]])
+    fields: dict[str, Any] = {"temperature": 0.0, "frequency_penalty": 1.0, "min_tokens": 3}
+    going = state([3], **fields)
+    first = [sample(logits, [going], [n])[0] for n in range(2)]
+    resumed = state([3], first, **fields)
+    for n in range(2, 6):
+        assert sample(logits, [resumed], [n]) == sample(logits, [going], [n])
+
+
+# ---------------------------------------------------------------- logprobs
+
+
+def test_logprobs_are_the_normalised_log_softmax() -> None:
+    logits = logits_of(5)
+    expected = logits.double().log_softmax(0)
+    found = logprobs_of(logits, 7, VOCAB)
+    assert found.logprob == pytest.approx(expected[7].item(), abs=1e-5)
+    assert sum(math.exp(value) for _, value in found.top) == pytest.approx(1.0, abs=1e-5)
+    assert [token for token, _ in found.top] == expected.argsort(descending=True).tolist()
+    for token, value in found.top:
+        assert value == pytest.approx(expected[token].item(), abs=1e-5)
+
+
+def test_no_top_logprobs_still_give_the_sampled_one() -> None:
+    found = logprobs_of(logits_of(5), 7, 0)
+    assert found.top == [] and found.logprob < 0
