@@ -22,6 +22,7 @@ from scheduler.forms import FormPolicy, break_even_tokens
 from scheduler.scheduler import Scheduler, SchedulerConfig
 
 CPU_CACHE_LIMIT_BYTES = 4 * 2**30
+MEMINFO = Path("/proc/meminfo")
 
 
 @dataclass(frozen=True)
@@ -147,8 +148,20 @@ def _cache_bytes(config: EngineConfig, device: torch.device) -> int:
         free_bytes, total_bytes = torch.cuda.mem_get_info(device)
         reserved_bytes = round(total_bytes * (1 - config.gpu_memory_utilization))
         return max(0, free_bytes - reserved_bytes - config.indexer_workspace_bytes)
-    free_bytes = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min(free_bytes // 4, CPU_CACHE_LIMIT_BYTES)
+    return min(_available_bytes() // 4, CPU_CACHE_LIMIT_BYTES)
+
+
+def _available_bytes() -> int:
+    """Returns the host memory to be had without swapping.
+
+    On Linux that includes the page cache, which reading a checkpoint has just filled; elsewhere
+    half of all memory is assumed.
+    """
+    if MEMINFO.exists():
+        for line in MEMINFO.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
 def _size(

@@ -87,9 +87,7 @@ def parse_reply(text: str, thinking: bool, tools: bool) -> Message | None:
     return Message("assistant", content, reasoning if thinking else None, made)
 
 
-def play(
-    cases: Sequence[tuple[Case, bool]], encoder: Encoder, generate: Generate
-) -> list[Outcome]:
+def play(cases: Sequence[tuple[Case, bool]], encoder: Encoder, generate: Generate) -> list[Outcome]:
     """Plays all (case, thinking) pairs side by side and returns their outcomes in order."""
     episodes = [_Episode(case, thinking) for case, thinking in cases]
     while True:

@@ -25,9 +25,15 @@ from training.tasks.conversations import (
 )
 
 
+COPY_FIRST_TOKEN = 16
+"""Copied tokens are drawn from here on: not from the special ones."""
+
+
 class Mix(msgspec.Struct, frozen=True, kw_only=True):
     """How often each kind of conversation is drawn, and how long it gets."""
 
+    copy: float = 0.0
+    """Share of documents that are random tokens, repeated: they teach nothing but copying."""
     facts: float = 0.0
     chat: float = 0.0
     tools: float = 0.0
@@ -43,7 +49,7 @@ class Mix(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Batch(NamedTuple):
-    """int64 token_ids, positions, documents [B, T] and fp32 weights [B, T] of each token as target."""
+    """int64 token_ids, positions, documents and fp32 target weights of each token, all [B, T]."""
 
     token_ids: Tensor
     positions: Tensor
@@ -62,17 +68,28 @@ def draw_case(rng: Random, mix: Mix, split: Split = "train") -> Case:
     """A conversation of the mix whose last turn belongs to `split`."""
     kinds: dict[str, Callable[[], Case]] = {
         "facts": lambda: facts_case(
-            rng, split, rng.randint(*mix.fact_count), rng.randint(*mix.questions),
-            rng.randint(*mix.filler), mix.unknown,
+            rng,
+            split,
+            rng.randint(*mix.fact_count),
+            rng.randint(*mix.questions),
+            rng.randint(*mix.filler),
+            mix.unknown,
         ),
         "chat": lambda: chat_case(rng, split, rng.randint(1, 4)),
         "tools": lambda: tool_case(
-            rng, split, rng.randint(*mix.tool_turns), rng.randint(*mix.tool_count),
+            rng,
+            split,
+            rng.randint(*mix.tool_turns),
+            rng.randint(*mix.tool_count),
             rng.choice((0.0, 2 * mix.chain)),
         ),
         "mixed": lambda: mixed_case(
-            rng, split, rng.randint(*mix.questions), rng.randint(*mix.fact_count),
-            rng.randint(*mix.tool_count), rng.randint(*mix.filler),
+            rng,
+            split,
+            rng.randint(*mix.questions),
+            rng.randint(*mix.fact_count),
+            rng.randint(*mix.tool_count),
+            rng.randint(*mix.filler),
         ),
     }
     shares = [getattr(mix, kind) for kind in kinds]
@@ -105,6 +122,15 @@ def encode_case(encoder: Encoder, case: Case, thinking: bool) -> Encoded:
     return Encoded(prompt.token_ids, generated)
 
 
+def copied_tokens(encoder: Encoder, rng: Random, longest: int) -> Encoded:
+    """8 to 48 random tokens two to four times over, at most `longest`; all but the first are
+    targets."""
+    vocabulary = range(COPY_FIRST_TOKEN, encoder.tokenizer.get_vocab_size())
+    once = rng.choices(vocabulary, k=rng.randint(8, 48))
+    token_ids = (once * rng.randint(2, 4))[:longest]
+    return Encoded(token_ids, [place > len(once) for place in range(len(token_ids))])
+
+
 def make_batch(
     encoder: Encoder, mix: Mix, rows: range, length: int, prompt_weight: float, seed: str
 ) -> Batch:
@@ -120,8 +146,11 @@ def make_batch(
     for row, number in enumerate(rows):
         rng = Random(f"{seed} {number}")
         start, document, misses = 0, 1, 0
-        while misses < 3 and length - start > 32:
-            encoded = encode_case(encoder, draw_case(rng, mix), rng.random() < mix.thinking)
+        while misses < 8 and length - start > 32:
+            if rng.random() < mix.copy:
+                encoded = copied_tokens(encoder, rng, length - start)
+            else:
+                encoded = encode_case(encoder, draw_case(rng, mix), rng.random() < mix.thinking)
             size = len(encoded.token_ids)
             if size > length - start:
                 misses += start > 0

@@ -87,7 +87,8 @@ def show(cells: Sequence[Cell]) -> str:
         entries = []
         for length in LENGTHS:
             here = [
-                cell for cell in cells
+                cell
+                for cell in cells
                 if (cell.task, cell.thinking, cell.up_to_tokens) == (task, thinking, length)
             ]
             entries.append(f"{here[0].accuracy:6.1%} ({here[0].cases:3})" if here else "-")
@@ -118,8 +119,10 @@ def main() -> None:
     failed = [(case, one) for (case, _), one in zip(cases, outcomes, strict=True) if not one.right]
     for case, one in failed[: arguments.failures]:
         wanted = case.turns[-1].replies[-1].content
-        print(f"\n{one.task}, {one.prompt_tokens} tokens: {case.turns[-1].user[-80:]!r}\n"
-              f"  said   {one.said!r}\n  wanted {wanted!r}")
+        print(
+            f"\n{one.task}, {one.prompt_tokens} tokens: {case.turns[-1].user[-80:]!r}\n"
+            f"  said   {one.said!r}\n  wanted {wanted!r}"
+        )
     if arguments.json:
         report = {"cells": cells, "outcomes": outcomes}
         arguments.json.write_text(json.dumps(msgspec.to_builtins(report), indent=1) + "\n")

@@ -40,7 +40,9 @@ def checkpoint_tensors(model: DeepseekV32) -> dict[str, Tensor]:
     for name, value in split_experts(model.state_dict(), model.config).items():
         if name.endswith(FLOAT32_SUFFIXES):
             tensors[name] = value.float()
-        elif name.endswith("embed_tokens.weight") or not stored_in_fp8(name.removesuffix(".weight")):
+        elif name.endswith("embed_tokens.weight") or not stored_in_fp8(
+            name.removesuffix(".weight")
+        ):
             tensors[name] = value.bfloat16()
         else:
             quantised, scale = quantise_blocks(value)
@@ -151,8 +153,13 @@ def main() -> None:
     """Command line of `python -m training.export`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("snapshot", type=Path, help="a snapshot that training.train wrote")
-    parser.add_argument("folder", type=Path, nargs="?", default=EMBEDDED,
-                        help="checkpoint folder to write (default: the embedded checkpoint)")
+    parser.add_argument(
+        "folder",
+        type=Path,
+        nargs="?",
+        default=EMBEDDED,
+        help="checkpoint folder to write (default: the embedded checkpoint)",
+    )
     arguments = parser.parse_args()
     model = DeepseekV32(RECIPE.model)
     load_model(arguments.snapshot, model)

@@ -1,4 +1,4 @@
-"""The lightning indexer in differentiable form, and the loss that teaches it (report, eq. 1 to 4)."""
+"""The lightning indexer, differentiable, and the loss that teaches it (report, eq. 1 to 4)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Indexer(nn.Module):
     def project(
         self, hidden: Tensor, query_latent: Tensor, rotation: Rotation
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """(queries [B, heads, T, width], keys [B, 1, T, width], head weights fp32 [B, heads, T, 1])."""
+        """(queries [B, heads, T, width], keys [B, 1, T, width], fp32 weights [B, heads, T, 1])."""
         query = self.wq_b(query_latent).unflatten(-1, (self.heads, self.width))
         key = self.k_norm(self.wk(hidden).float()).to(hidden.dtype).unsqueeze(2)
         query, key = self._rotate(query, rotation), self._rotate(key, rotation)

@@ -76,7 +76,7 @@ class Rotation:
         return torch.view_as_real(pairs * self.turn).flatten(-2).to(x.dtype)
 
     def half_split(self, x: Tensor) -> Tensor:
-        """x [B, T, heads, rope_dim] with pairs (i, i + rope_dim/2) rotated: the indexer's layout."""
+        """x [B, T, heads, rope_dim], pairs (i, i + rope_dim/2) rotated: the indexer's layout."""
         left, right = x.float().chunk(2, -1)
         first, second = left * self.cos - right * self.sin, left * self.sin + right * self.cos
         return torch.cat((first, second), -1).to(x.dtype)

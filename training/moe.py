@@ -110,7 +110,7 @@ class Experts(nn.Module):
         self.quantise = False
 
     def forward(self, x: Tensor, chosen: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """(output [N, hidden], tokens per expert [E]); tokens are sorted by expert, none dropped."""
+        """(output [N, hidden], tokens per expert [E]); sorted by expert, no token is dropped."""
         top = chosen.shape[1]
         gate_up, down = self.gate_up_proj, self.down_proj
         if self.quantise:

@@ -19,7 +19,7 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
-    """[N, rows, columns] with all singular values near one, by a quintic Newton-Schulz iteration."""
+    """[N, rows, columns] with singular values near one, by a quintic Newton-Schulz iteration."""
     wide = matrices.shape[-2] <= matrices.shape[-1]
     x = matrices.bfloat16() if wide else matrices.bfloat16().transpose(-1, -2)
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)

@@ -56,7 +56,9 @@ def probe(
         for row, (label, one) in enumerate(part):
             last_user = len(one.token_ids) - 1 - one.token_ids[::-1].index(user)
             targets = [i for i in range(last_user, len(one.token_ids)) if one.generated[i]]
-            likeliest = model.logits(hidden[row, [i - 1 for i in targets]], context.dtype).argmax(-1)
+            likeliest = model.logits(hidden[row, [i - 1 for i in targets]], context.dtype).argmax(
+                -1
+            )
             right[label].append(likeliest.tolist() == [one.token_ids[i] for i in targets])
     model.train()
     return {label: sum(values) / len(values) for label, values in sorted(right.items())}

@@ -18,7 +18,9 @@ def quantise_blocks(weight: Tensor) -> tuple[Tensor, Tensor]:
     """
     rows, columns = weight.shape
     row_blocks, column_blocks = -(-rows // BLOCK), -(-columns // BLOCK)
-    padded = F.pad(weight.float(), (0, column_blocks * BLOCK - columns, 0, row_blocks * BLOCK - rows))
+    padded = F.pad(
+        weight.float(), (0, column_blocks * BLOCK - columns, 0, row_blocks * BLOCK - rows)
+    )
     blocks = padded.view(row_blocks, BLOCK, column_blocks, BLOCK)
     largest = blocks.abs().amax(dim=(1, 3)).clamp_min(1e-12)
     scale = torch.exp2(torch.ceil(torch.log2(largest / E4M3_MAX)))

@@ -45,7 +45,7 @@ def load_model(path: Path, model: DeepseekV32) -> None:
     with safe_open(path, framework="pt") as file:
         state = {
             name.removeprefix("model."): file.get_tensor(name)
-            for name in file.keys()  # noqa: SIM118 - safe_open is no mapping
+            for name in file.keys()
             if name.startswith("model.")
         }
     model.load_state_dict(state)
@@ -55,7 +55,7 @@ def load_optimisers(path: Path, model: DeepseekV32, optimisers: Optimisers) -> N
     """Overwrites the optimisers' state with that of the snapshot."""
     parameters: dict[str, nn.Parameter] = dict(model.named_parameters())
     with safe_open(path, framework="pt") as file:
-        for entry in file.keys():  # noqa: SIM118
+        for entry in file.keys():
             kind, key, name = entry.split(".", 2)
             if kind in optimisers:
                 state: dict[str, Tensor] = optimisers[kind].state[parameters[name]]

@@ -51,34 +51,91 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
 
     seed: int
     model: ModelConfig
+    copying: bool = True
+    """Start with the copying heads of `training.initialise`; their shape must fit."""
+    corpus_seed: int
     corpus_cases: int
     stages: tuple[Stage, ...]
     last_dense_stage: str
 
 
-RECALL = Mix(facts=0.85, chat=0.15, fact_count=(2, 5), questions=(2, 5), thinking=0.4)
+RECALL = Mix(copy=0.25, facts=0.85, chat=0.15, fact_count=(2, 5), questions=(2, 5), thinking=0.4)
 MAIN = Mix(
-    facts=0.3, chat=0.1, tools=0.4, mixed=0.2, fact_count=(2, 14), filler=(0, 3), questions=(2, 6),
-    tool_count=(1, 3), tool_turns=(1, 4), chain=0.3,
+    copy=0.04,
+    facts=0.3,
+    chat=0.1,
+    tools=0.4,
+    mixed=0.2,
+    fact_count=(2, 14),
+    filler=(0, 3),
+    questions=(2, 6),
+    tool_count=(1, 3),
+    tool_turns=(1, 4),
+    chain=0.3,
 )
 LONG = Mix(
-    facts=0.4, chat=0.05, tools=0.3, mixed=0.25, fact_count=(4, 50), filler=(0, 40),
-    questions=(2, 6), tool_count=(1, 6), tool_turns=(1, 5), chain=0.3,
+    facts=0.4,
+    chat=0.05,
+    tools=0.3,
+    mixed=0.25,
+    fact_count=(4, 50),
+    filler=(0, 40),
+    questions=(3, 9),
+    tool_count=(1, 6),
+    tool_turns=(2, 7),
+    chain=0.3,
 )
 RECIPE = Recipe(
     seed=20,
     model=ModelConfig(vocab_size=3072),
+    corpus_seed=0,
     corpus_cases=1500,
     stages=(
-        Stage(name="recall", steps=400, rows=24, length_tokens=128, mix=RECALL, mtp_rows=6),
-        Stage(name="main", steps=600, rows=6, length_tokens=512, mix=MAIN, mtp_rows=2),
-        Stage(name="yarn", steps=100, rows=4, length_tokens=1024, mix=LONG, yarn=True,
-              mtp_weight=0.1, matrix_rate=2e-3, vector_rate=1.5e-3),
-        Stage(name="warmup", steps=60, rows=4, length_tokens=1024, mix=LONG, yarn=True,
-              mode="warmup", learns="indexer", matrix_rate=1e-2, vector_rate=3e-3),
-        Stage(name="sparse", steps=150, rows=4, length_tokens=1024, mix=LONG, yarn=True,
-              mode="sparse", mtp_weight=0.1, matrix_rate=2e-3, vector_rate=1.5e-3, decay=120,
-              quantise=True),
+        Stage(name="recall", steps=220, rows=24, length_tokens=128, mix=RECALL, mtp_rows=6),
+        Stage(name="main", steps=420, rows=6, length_tokens=512, mix=MAIN, mtp_rows=2),
+        Stage(
+            name="yarn",
+            steps=100,
+            rows=4,
+            length_tokens=1024,
+            mix=LONG,
+            yarn=True,
+            mtp_weight=0.1,
+            mtp_rows=2,
+            matrix_rate=3e-3,
+            vector_rate=2e-3,
+            prompt_weight=0.05,
+        ),
+        Stage(
+            name="warmup",
+            steps=40,
+            rows=4,
+            length_tokens=1024,
+            mix=LONG,
+            yarn=True,
+            mode="warmup",
+            learns="indexer",
+            matrix_rate=1e-2,
+            vector_rate=3e-3,
+            mtp_rows=2,
+        ),
+        Stage(
+            name="sparse",
+            steps=130,
+            rows=4,
+            length_tokens=1024,
+            mix=LONG,
+            yarn=True,
+            mode="sparse",
+            mtp_weight=0.1,
+            mtp_rows=2,
+            matrix_rate=2.5e-3,
+            vector_rate=1.5e-3,
+            prompt_weight=0.05,
+            decay=110,
+            final_factor=0.02,
+            quantise=True,
+        ),
     ),
     last_dense_stage="yarn",
 )
@@ -110,8 +167,9 @@ EVALUATION: dict[str, dict[int, Mix]] = {
     "chain": _tools(0.5),
     "mixed": {
         512: Mix(mixed=1.0, fact_count=(2, 12), questions=(2, 4), tool_count=(1, 3)),
-        1024: Mix(mixed=1.0, fact_count=(4, 40), questions=(3, 6), tool_count=(2, 5),
-                  filler=(0, 30)),
+        1024: Mix(
+            mixed=1.0, fact_count=(4, 40), questions=(3, 6), tool_count=(2, 5), filler=(0, 30)
+        ),
     },
 }
 """What `training.evaluate` draws: for each task, one mix for each longest prompt."""

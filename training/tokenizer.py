@@ -10,6 +10,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 
 from api.chat.template import Template
 from training.data import Mix, draw_case
+from training.stages import EMBEDDED, RECIPE
 from training.tasks.chat import BEYOND, BEYOND_REASONING, BEYOND_REPLY, INTENTS
 from training.tasks.lexicon import FILLER, LEXICON
 
@@ -17,8 +18,11 @@ BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", 
 SPECIAL_TOKENS = (BOS, EOS, PAD, "<think>", "</think>", "<｜User｜>", "<｜Assistant｜>")
 DSML = "｜DSML｜"
 """An added token that is not flagged special, as in DeepSeek-V3.2."""
-WORD_PATTERN = r"[^\r\n\p{L}\p{P}\p{S}\p{N}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-
+WORD_PATTERN = (
+    r"[^\r\n\p{L}\p{P}\p{S}\p{N}]?[\p{L}\p{M}]+"  # a word with the space before it
+    r"| ?[\p{P}\p{S}]+[\r\n]*"  # punctuation, up to the end of the line
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 LAYOUT = (
     "<result>sunny</result>\n</function_results>\n\n<function_results>\n",
     'function_calls>\ninvoke name="get_time">\nparameter name="city" string="true">Oslo</',
@@ -74,7 +78,9 @@ def train_tokenizer(texts: list[str], vocab_size: int) -> Tokenizer:
         vocab_size=vocab_size - 1,
         min_frequency=4,
         show_progress=False,
-        special_tokens=[AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS],
+        special_tokens=[
+            AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS
+        ],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
     tokenizer.train_from_iterator(texts, trainer)
@@ -97,3 +103,13 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     }
     text = json.dumps(config, ensure_ascii=False, indent=2)
     (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    """Trains the embedded tokenizer of the recipe: `python -m training.tokenizer`."""
+    texts = corpus(EMBEDDED, RECIPE.corpus_seed, RECIPE.corpus_cases)
+    write_tokenizer(train_tokenizer(texts, RECIPE.model.vocab_size), EMBEDDED)
+
+
+if __name__ == "__main__":
+    main()

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from api.chat.encoding import Encoder
 from training.data import make_batch
-from training.initialise import initialise_embeddings
+from training.initialise import initialise
 from training.losses import stage_loss
 from training.model import Context, DeepseekV32
 from training.muon import Muon
@@ -38,7 +38,7 @@ def build_model(recipe: Recipe, tokenizer: Tokenizer) -> DeepseekV32:
     """The untrained model of a recipe."""
     torch.manual_seed(recipe.seed)
     model = DeepseekV32(recipe.model)
-    initialise_embeddings(model, tokenizer, recipe.seed)
+    initialise(model, tokenizer, recipe.seed, copying=recipe.copying)
     return model
 
 
@@ -86,17 +86,35 @@ def train_stage(
     model.quantise(stage.quantise)
     context = Context(model.config, stage.mode, stage.yarn, torch.bfloat16)
     rates = {"muon": stage.matrix_rate, "adam": stage.vector_rate}
-    bar = tqdm(range(first_step, stage.steps), stage.name, stage.steps, initial=first_step,
-               file=sys.stderr, mininterval=5.0, disable=rank > 0)
+    bar = tqdm(
+        range(first_step, stage.steps),
+        stage.name,
+        stage.steps,
+        initial=first_step,
+        file=sys.stderr,
+        mininterval=5.0,
+        disable=rank > 0,
+    )
     rows, _ = share_rows(stage.rows)
     mtp_rows = max(1, stage.mtp_rows // world()[1])
     started, tokens = time.monotonic(), 0
     for step in bar:
-        batch = make_batch(encoder, stage.mix, rows, stage.length_tokens,
-                           stage.prompt_weight, f"{recipe.seed} {stage.name} {step}")
+        batch = make_batch(
+            encoder,
+            stage.mix,
+            rows,
+            stage.length_tokens,
+            stage.prompt_weight,
+            f"{recipe.seed} {stage.name} {step}",
+        )
         total, loss, index = stage_loss(
-            model, batch, context, mtp_weight=stage.mtp_weight, mtp_rows=mtp_rows,
-            model_learns=stage.learns == "model", phase=step,
+            model,
+            batch,
+            context,
+            mtp_weight=stage.mtp_weight,
+            mtp_rows=mtp_rows,
+            model_learns=stage.learns == "model",
+            phase=step,
         )
         total.backward()
         average_gradients(model.parameters())
@@ -113,20 +131,31 @@ def train_stage(
         tokens += stage.rows * stage.length_tokens
         if rank:
             continue
-        record = {"stage": stage.name, "step": step, "loss": round(loss.item(), 4),
-                  "index": round(index.item(), 4), "norm": round(float(norm), 3),
-                  "tokens_per_s": round(tokens / (time.monotonic() - started))}
+        record = {
+            "stage": stage.name,
+            "step": step,
+            "loss": round(loss.item(), 4),
+            "index": round(index.item(), 4),
+            "norm": round(float(norm), 3),
+            "tokens_per_s": round(tokens / (time.monotonic() - started)),
+        }
         if (step + 1) % probe_every == 0 or step + 1 == stage.steps:
-            shares = probe(model, encoder, {stage.name: stage.mix}, context, 24,
-                           stage.length_tokens)
+            shares = probe(
+                model, encoder, {stage.name: stage.mix}, context, 24, stage.length_tokens
+            )
             record["held_out"] = shares
-            tqdm.write(f"{stage.name} {step + 1}: " + " ".join(
-                f"{label.split('.', 1)[1]}={share:.2f}" for label, share in shares.items()),
-                file=sys.stderr)
+            tqdm.write(
+                f"{stage.name} {step + 1}: "
+                + " ".join(
+                    f"{label.split('.', 1)[1]}={share:.2f}" for label, share in shares.items()
+                ),
+                file=sys.stderr,
+            )
         with (run / "log.jsonl").open("a") as log:
             log.write(json.dumps(record) + "\n")
-        bar.set_postfix(loss=record["loss"], index=record["index"], tok_s=record["tokens_per_s"],
-                        refresh=False)
+        bar.set_postfix(
+            loss=record["loss"], index=record["index"], tok_s=record["tokens_per_s"], refresh=False
+        )
         if (step + 1) % save_every == 0:
             save_snapshot(run / "last.safetensors", model, optimisers, stage.name, step + 1)
     if rank:
@@ -178,10 +207,18 @@ def free_port() -> int:
 def main() -> None:
     """Command line of `python -m training.train`."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--run", type=Path, default=Path("runs/embedded"),
-                        help="folder of snapshots and log; training resumes from what is there")
-    parser.add_argument("--workers", type=int, default=2,
-                        help="single-threaded processes; the weights depend on their number")
+    parser.add_argument(
+        "--run",
+        type=Path,
+        default=Path("runs/embedded"),
+        help="folder of snapshots and log; training resumes from what is there",
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=2,
+        help="single-threaded processes; the weights depend on their number",
+    )
     arguments = parser.parse_args()
     if arguments.workers == 1:
         work(0, 1, 0, arguments.run)

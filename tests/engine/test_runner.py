@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from kernels.cache import CacheDtype
+from kernels.fp8 import round_trip
+from kernels.rope import rope_table
 from scheduler.request import Sampling
 from tests.engine.replica import FIELDS, GREEDY, TinyReplica, prompt_of
 
@@ -166,6 +168,18 @@ def test_rounded_caches_change_logits_a_little_and_the_same_way_in_any_chunks(
     if latent == "fp8" and attention == "dense":
         assert (rounded[0] - exact[0]).abs().max() < 1.0
     same(fresh(attention, prompt, max_num_batched_tokens=30, **caches), rounded)
+
+
+def test_fp8_rounds_index_queries_as_it_rounds_keys() -> None:
+    x = torch.randn(3, FIELDS["q_lora_rank"], generator=torch.Generator().manual_seed(1))
+    width, rope = FIELDS["index_head_dim"], FIELDS["qk_rope_head_dim"]
+    table = rope_table(torch.ones(rope // 2), torch.tensor([0, 5, 900]))
+    exact, rounded = (
+        TinyReplica(index=index).runner.model.layers[0].attention.indexer.queries(x, table)
+        for index in ("float32", "fp8")
+    )
+    assert torch.equal(rounded, round_trip(exact, width))
+    assert not torch.equal(rounded, exact)
 
 
 def test_ended_sequences_leave_no_mirror() -> None:

@@ -152,6 +152,28 @@ def test_the_filters_keep_what_plain_arithmetic_keeps(
     assert frequent <= found.keys()
 
 
+@settings(max_examples=200, deadline=None)
+@given(
+    st.builds(
+        Sampling,
+        max_tokens=st.just(9),
+        temperature=st.floats(0, 2),
+        top_p=st.floats(0, 1, exclude_min=True),
+        top_k=st.integers(0, 2**31 - 1),
+        min_p=st.floats(0, 1),
+        seed=st.integers(0, 2**63 - 1),
+        repetition_penalty=st.floats(0, 2, exclude_min=True),
+        frequency_penalty=st.floats(-2, 2),
+        logit_bias=st.dictionaries(st.integers(0, VOCAB - 1), st.floats(-100, 100), max_size=3),
+    ),
+    st.sampled_from([1e-30, 1.0, 1e4, 1e30]),
+)
+def test_no_value_in_the_allowed_ranges_stops_the_engine(how: Sampling, spread: float) -> None:
+    row = SamplerState.start(how, 0, [3, 3, 4, 5], 2, (1,))
+    (token,) = sample(logits_of(1)[None] * spread, [row], [4])
+    assert 0 <= token < VOCAB
+
+
 def test_a_masked_token_is_never_drawn() -> None:
     logits = torch.full((VOCAB,), -torch.inf)
     logits[[4, 9]] = 0.0

@@ -129,6 +129,14 @@ def test_decode_goes_first_and_prefill_takes_what_is_left() -> None:
     assert spans(replica.step()[0]) == [(3, 1), (4, 4)]
 
 
+def test_decode_goes_before_a_prefill_that_started_earlier() -> None:
+    replica = Replica(indexer_workspace_bytes=160)  # so that the prefill cannot fill a step
+    replica.submit("a", PROMPT * 3)
+    replica.submit("b", [5, 6])
+    assert spans(replica.step()[0]) == [(0, 3), (0, 2)]
+    assert spans(replica.step()[0]) == [(2, 1), (3, 3)]
+
+
 def test_index_scores_bound_a_prefill_chunk() -> None:
     forms = FormPolicy("sparse", top_k=6, break_even_tokens=14)
     replica = Replica(indexer_workspace_bytes=4 * 25, forms=forms)
@@ -263,6 +271,36 @@ def test_when_pages_run_out_the_last_arrival_waits_and_finishes_later() -> None:
     assert all(len(answer) == 20 for answer in tokens[0].values())
 
 
+def test_who_is_preempted_after_growing_in_the_same_step_leaves_no_trace_in_the_plan() -> None:
+    replica = Replica(total_pages=3, max_model_len=12)
+    replica.submit("cheap", [5, 6, 7], priority=5)
+    replica.step()
+    replica.submit("dear", [8, 9, 5, 6], priority=0)
+    replica.step()
+    plan, _ = replica.step()  # both start their second page, cheap first, and there is one
+    assert replica.scheduler.preemptions == 1
+    assert [row.start for row in plan.rows] == [4]
+    assert [slot for slot, _ in plan.prepare.new_pages] == [plan.rows[0].slot]
+    assert replica.running() == {"dear"}
+    replica.finish()
+    # dear took all three pages; cheap computed its own anew, and publishes them anew.
+    assert replica.pool.idle_pages["stable"] == 2
+
+
+def test_the_budget_of_a_preempted_row_goes_to_the_next() -> None:
+    """Two decode rows at position 8 fill the score workspace, three do not fit."""
+    replica = Replica(total_pages=7, max_model_len=28, indexer_workspace_bytes=80)
+    replica.submit("cheap", [5, 6, 7], priority=5)
+    replica.step()
+    replica.submit("dear", [8, 9, 5, 6], priority=0)
+    replica.submit("third", [9, 8, 7, 6, 5, 5], priority=1)
+    plans = [replica.step()[0] for _ in range(6)]
+    assert [row.start for row in plans[-2].rows] == [7, 7], "cheap and dear"
+    assert replica.scheduler.preemptions == 1
+    assert [row.start for row in plans[-1].rows] == [8, 8], "dear and third"
+    assert replica.running() == {"dear", "third"}
+
+
 def test_the_lowest_priority_is_preempted_not_the_longest() -> None:
     replica = Replica(total_pages=6, max_model_len=24)
     replica.submit("cheap", [5, 6], priority=5)
@@ -348,7 +386,7 @@ def test_a_turn_that_waits_for_a_tool_keeps_all_its_pages_longest() -> None:
     assert replica.submit("d", PROMPT) == 8
 
 
-@pytest.mark.parametrize("why", ["tool_calls", "answer"])
+@pytest.mark.parametrize("why", ["tool_calls", "answer", "length"])
 def test_of_one_turn_the_last_pages_are_evicted_first(why: Any) -> None:
     replica = Replica(total_pages=10)
     prompt = PROMPT * 2

@@ -55,7 +55,9 @@ def test_reference_replies_are_right(encoder: Encoder, thinking: bool) -> None:
 def test_a_wrong_argument_is_wrong(encoder: Encoder) -> None:
     rng = Random(1)
     case = next(
-        one for one in (draw_case(rng, CHAINS, "held-out") for _ in range(50)) if one.task == "chain"
+        one
+        for one in (draw_case(rng, CHAINS, "held-out") for _ in range(50))
+        if one.task == "chain"
     )
     name = case.turns[-1].replies[0].tool_calls[0].name
     generate = _perfect(encoder, case, False, spoil=f'invoke name="{name}"')

@@ -19,8 +19,13 @@ from training.model import Context, DeepseekV32
 from training.stages import EMBEDDED, RECIPE
 
 CONFIG = ModelConfig(
-    vocab_size=RECIPE.model.vocab_size, hidden_size=128, num_hidden_layers=2,
-    intermediate_size=128, moe_intermediate_size=128, n_routed_experts=8, num_attention_heads=4,
+    vocab_size=RECIPE.model.vocab_size,
+    hidden_size=128,
+    num_hidden_layers=2,
+    intermediate_size=128,
+    moe_intermediate_size=128,
+    n_routed_experts=8,
+    num_attention_heads=4,
     index_topk=16,
 )
 

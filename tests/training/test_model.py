@@ -52,9 +52,7 @@ def test_documents_of_one_row_do_not_see_each_other() -> None:
     documents = torch.cat((torch.zeros(20), torch.ones(25)))[None].long()
     with torch.no_grad():
         packed, _ = model(torch.cat((first, second))[None], positions, documents, context)
-        alone, _ = model(
-            second[None], torch.arange(25)[None], torch.zeros(1, 25).long(), context
-        )
+        alone, _ = model(second[None], torch.arange(25)[None], torch.zeros(1, 25).long(), context)
     torch.testing.assert_close(packed[:, 20:], alone, atol=1e-4, rtol=0)
 
 

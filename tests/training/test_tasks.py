@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 
 from api.chat.encoding import Encoder
 from training.agent import parse_reply
-from training.data import Mix, draw_case, encode_case
+from training.data import draw_case, encode_case
 from training.stages import EMBEDDED, EVALUATION, LONG, MAIN
 from training.tasks.case import Turn, calls_of, holds
 

@@ -30,7 +30,9 @@ def test_digits_are_single_tokens() -> None:
 
 def test_special_tokens_have_deepseeks_ids_and_flags() -> None:
     assert TOKENIZER.token_to_id(BOS) == 0 and TOKENIZER.token_to_id(EOS) == 1
-    flags = {token.content: token.special for token in TOKENIZER.get_added_tokens_decoder().values()}
+    flags = {
+        token.content: token.special for token in TOKENIZER.get_added_tokens_decoder().values()
+    }
     assert flags[BOS] and flags["<think>"] and not flags[DSML]
     assert TOKENIZER.get_vocab_size() <= RECIPE.model.vocab_size
     assert RECIPE.model.vocab_size % 128 == 0
@@ -53,3 +55,9 @@ def test_training_is_deterministic(tmp_path: Path) -> None:
     assert again.encode("Hello é").ids == tokenizer.encode("Hello é").ids
     config = json.loads((tmp_path / "tokenizer_config.json").read_text())
     assert config["bos_token"] == BOS and config["eos_token"] == EOS
+
+
+def test_the_recipe_gives_the_embedded_tokenizer() -> None:
+    texts = corpus(EMBEDDED, RECIPE.corpus_seed, RECIPE.corpus_cases)
+    tokenizer = train_tokenizer(texts, RECIPE.model.vocab_size)
+    assert json.loads(tokenizer.to_str()) == json.loads(TOKENIZER.to_str())

@@ -19,22 +19,51 @@ from training.stages import EMBEDDED, RECIPE, Recipe, Stage
 from training.train import train
 
 SMALL = ModelConfig(
-    vocab_size=RECIPE.model.vocab_size, hidden_size=32, num_hidden_layers=2, intermediate_size=48,
-    moe_intermediate_size=16, n_routed_experts=8, num_attention_heads=2, q_lora_rank=16,
-    kv_lora_rank=16, qk_nope_head_dim=8, qk_rope_head_dim=8, v_head_dim=8, index_n_heads=2,
-    index_head_dim=16, index_topk=8,
+    vocab_size=RECIPE.model.vocab_size,
+    hidden_size=32,
+    num_hidden_layers=2,
+    intermediate_size=48,
+    moe_intermediate_size=16,
+    n_routed_experts=8,
+    num_attention_heads=2,
+    q_lora_rank=16,
+    kv_lora_rank=16,
+    qk_nope_head_dim=8,
+    qk_rope_head_dim=8,
+    v_head_dim=8,
+    index_n_heads=2,
+    index_head_dim=16,
+    index_topk=8,
 )
 FACTS = Mix(facts=1.0, fact_count=(1, 2), questions=(1, 2))
 MICRO = Recipe(
     seed=3,
     model=SMALL,
+    corpus_seed=0,
     corpus_cases=0,
     stages=(
         Stage(name="dense", steps=3, rows=2, length_tokens=96, mix=FACTS, mtp_rows=1, decay=2),
-        Stage(name="warmup", steps=2, rows=1, length_tokens=96, mix=FACTS, yarn=True,
-              mode="warmup", learns="indexer"),
-        Stage(name="sparse", steps=4, rows=2, length_tokens=96, mix=FACTS, yarn=True,
-              mode="sparse", mtp_rows=1, quantise=True),
+        Stage(
+            name="warmup",
+            steps=2,
+            rows=1,
+            length_tokens=96,
+            mix=FACTS,
+            yarn=True,
+            mode="warmup",
+            learns="indexer",
+        ),
+        Stage(
+            name="sparse",
+            steps=4,
+            rows=2,
+            length_tokens=96,
+            mix=FACTS,
+            yarn=True,
+            mode="sparse",
+            mtp_rows=1,
+            quantise=True,
+        ),
     ),
     last_dense_stage="dense",
 )
@@ -57,7 +86,11 @@ def whole(encoder: Encoder, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
 
 @pytest.mark.parametrize(("stage", "step"), [("dense", 2), ("sparse", 3)])
 def test_resumed_run_gives_the_same_weights(
-    stage: str, step: int, whole: tuple[Path, DeepseekV32], encoder: Encoder, tmp_path: Path,
+    stage: str,
+    step: int,
+    whole: tuple[Path, DeepseekV32],
+    encoder: Encoder,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     save = module.save_snapshot
@@ -95,8 +128,16 @@ def test_log_has_one_line_for_each_step(whole: tuple[Path, DeepseekV32]) -> None
 
 
 def test_rates_rise_stay_and_fall() -> None:
-    stage = Stage(name="s", steps=100, rows=1, length_tokens=1, mix=FACTS, warmup=10, decay=20,
-                  final_factor=0.1)
+    stage = Stage(
+        name="s",
+        steps=100,
+        rows=1,
+        length_tokens=1,
+        mix=FACTS,
+        warmup=10,
+        decay=20,
+        final_factor=0.1,
+    )
     assert stage.factor(0) == pytest.approx(0.1)
     assert stage.factor(50) == 1.0
     assert stage.factor(90) == pytest.approx(0.55)

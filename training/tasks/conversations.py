@@ -22,8 +22,16 @@ from training.tasks.tools import CHAINS, chain_turn, no_tool_turn, tool_turn
 Split = Literal["train", "held-out"]
 TASKS = ("chat", "facts", "unknown", "tool", "chain", "mixed")
 SYSTEMS = (
-    "", "", "", "", "You are a helpful assistant.", "You are Winnow.", "Be brief.",
-    "You are a tiny model.", "Answer the user.", "You are a helpful AI assistant. Be kind.",
+    "",
+    "",
+    "",
+    "",
+    "You are a helpful assistant.",
+    "You are Winnow.",
+    "Be brief.",
+    "You are a tiny model.",
+    "Answer the user.",
+    "You are a helpful AI assistant. Be kind.",
 )
 NEED_A_TOOL = ("weather", "time", "capital", "phone", "today", "add")
 

@@ -35,98 +35,156 @@ def _relation(
 
 RELATIONS = (
     _relation(
-        "name", "city", "{s} lives in {v}.", "where {s} lives",
+        "name",
+        "city",
+        "{s} lives in {v}.",
+        "where {s} lives",
         "Where does {s} live?|In which city does {s} live?|Which city does {s} live in?|"
         "Where is the home of {s}?|Tell me where {s} lives.|What city does {s} live in?",
     ),
     _relation(
-        "name", "job", "{s} works as a {v}.", "what {s} works as",
-        "What does {s} work as?|What is the job of {s}?|What is {s}'s job?|Which job does {s} have?|"
+        "name",
+        "job",
+        "{s} works as a {v}.",
+        "what {s} works as",
+        "What does {s} work as?|What is the job of {s}?|What is {s}'s job?|"
+        "Which job does {s} have?|"
         "What does {s} do for a living?|Tell me the job of {s}.",
     ),
     _relation(
-        "name", "food", "{s} likes {v}.", "what {s} likes",
+        "name",
+        "food",
+        "{s} likes {v}.",
+        "what {s} likes",
         "What does {s} like?|What does {s} like to eat?|Which food does {s} like?|"
         "Tell me what {s} likes.|What food does {s} like?",
     ),
     _relation(
-        "name", "hobby", "{s} enjoys {v}.", "what {s} enjoys",
+        "name",
+        "hobby",
+        "{s} enjoys {v}.",
+        "what {s} enjoys",
         "What does {s} enjoy?|What is the hobby of {s}?|What is {s}'s hobby?|"
         "Which hobby does {s} have?|Tell me what {s} enjoys.",
     ),
     _relation(
-        "name", "animal", "{s} has a {v}.", "which animal {s} has",
+        "name",
+        "animal",
+        "{s} has a {v}.",
+        "which animal {s} has",
         "Which animal does {s} have?|What pet does {s} have?|What is the pet of {s}?|"
         "What animal does {s} have?|Which pet does {s} have?|What is {s}'s pet?",
     ),
     _relation(
-        "name", "age", "{s} is {v} years old.", "how old {s} is",
+        "name",
+        "age",
+        "{s} is {v} years old.",
+        "how old {s} is",
         "How old is {s}?|What is the age of {s}?|What is {s}'s age?|Tell me how old {s} is.",
     ),
     _relation(
-        "name", "code", "The code of {s} is {v}.", "for the code of {s}",
+        "name",
+        "code",
+        "The code of {s} is {v}.",
+        "for the code of {s}",
         "What is the code of {s}?|What is {s}'s code?|Which code does {s} have?|"
         "Tell me the code of {s}.",
     ),
     _relation(
-        "object", "place", "The {s} is in the {v}.", "where the {s} is",
+        "object",
+        "place",
+        "The {s} is in the {v}.",
+        "where the {s} is",
         "Where is the {s}?|Where can I find the {s}?|In which room is the {s}?|"
         "Tell me where the {s} is.|Which room is the {s} in?",
     ),
     _relation(
-        "object", "colour", "The {s} is {v}.", "which colour the {s} has",
+        "object",
+        "colour",
+        "The {s} is {v}.",
+        "which colour the {s} has",
         "What colour is the {s}?|Which colour does the {s} have?|What color is the {s}?|"
         "What is the colour of the {s}?|Tell me the colour of the {s}.",
     ),
     _relation(
-        "object", "number", "The {s} costs {v} euros.", "what the {s} costs",
+        "object",
+        "number",
+        "The {s} costs {v} euros.",
+        "what the {s} costs",
         "How much does the {s} cost?|What does the {s} cost?|What is the price of the {s}?|"
         "How much is the {s}?|Tell me the price of the {s}.",
     ),
     _relation(
-        "object", "name", "The {s} belongs to {v}.", "who owns the {s}",
+        "object",
+        "name",
+        "The {s} belongs to {v}.",
+        "who owns the {s}",
         "Who owns the {s}?|Whose is the {s}?|Who does the {s} belong to?|Who has the {s}?|"
         "Tell me who owns the {s}.",
     ),
     _relation(
-        "event", "day", "The {s} is on {v}.", "when the {s} is",
+        "event",
+        "day",
+        "The {s} is on {v}.",
+        "when the {s} is",
         "When is the {s}?|On which day is the {s}?|What day is the {s}?|Tell me when the {s} is.|"
         "Which day is the {s}?",
     ),
     _relation(
-        "event", "secret", "The password for the {s} is {v}.", "for the password for the {s}",
+        "event",
+        "secret",
+        "The password for the {s} is {v}.",
+        "for the password for the {s}",
         "What is the password for the {s}?|Which password does the {s} have?|"
         "Tell me the password for the {s}.|What is the {s} password?",
     ),
 )
 OWN = (
     _relation(
-        "", "name", "My name is {v}.", "for their name",
+        "",
+        "name",
+        "My name is {v}.",
+        "for their name",
         "What is my name?|Who am I?|Do you know my name?|What's my name?|Tell me my name.",
         "Your name is {v}.",
     ),
     _relation(
-        "", "city", "I live in {v}.", "where they live",
+        "",
+        "city",
+        "I live in {v}.",
+        "where they live",
         "Where do I live?|In which city do I live?|Which city do I live in?|Tell me where I live.",
         "You live in {v}.",
     ),
     _relation(
-        "", "colour", "My favourite colour is {v}.", "for their favourite colour",
+        "",
+        "colour",
+        "My favourite colour is {v}.",
+        "for their favourite colour",
         "What is my favourite colour?|Which colour do I like?|What's my favourite colour?",
         "Your favourite colour is {v}.",
     ),
     _relation(
-        "", "job", "I work as a {v}.", "what they work as",
+        "",
+        "job",
+        "I work as a {v}.",
+        "what they work as",
         "What do I work as?|What is my job?|What do I do for a living?|Tell me my job.",
         "You work as a {v}.",
     ),
     _relation(
-        "", "animal", "I have a {v}.", "which animal they have",
+        "",
+        "animal",
+        "I have a {v}.",
+        "which animal they have",
         "Which animal do I have?|What pet do I have?|What is my pet?|Which pet do I have?",
         "You have a {v}.",
     ),
     _relation(
-        "", "secret", "The secret word is {v}.", "for the secret word",
+        "",
+        "secret",
+        "The secret word is {v}.",
+        "for the secret word",
         "What is the secret word?|Which word is secret?|Tell me the secret word.|"
         "What was the secret word?|What's the secret word?",
         "The secret word is {v}.",
@@ -212,6 +270,8 @@ def unknown_turn(rng: Random, facts: list[Fact], told: str = "") -> Turn:
 
 def remember_turn(rng: Random, told: str) -> Turn:
     """A turn that only tells facts."""
-    text = rng.choice(("", "", "Remember this: ", "Here are some facts. ", "Please remember: ")) + told
+    text = (
+        rng.choice(("", "", "Remember this: ", "Here are some facts. ", "Please remember: ")) + told
+    )
     reply = answer(REMEMBER, "The user tells me facts. I should remember them.")
     return Turn("remember", text, (reply,), told[:40], (REMEMBER,))

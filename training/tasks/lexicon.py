@@ -11,13 +11,13 @@ def _words(text: str) -> tuple[str, ...]:
 
 LEXICON: dict[str, tuple[str, ...]] = {
     "name": _words(
-        "Adam Alice Amir Anna Arthur Ben Bella Boris Carla Carlos Chloe Clara Daniel David Diana "
-        "Elena Elias Emil Emma Eric Eva Felix Fiona Frank Frida George Gina Greta Hanna Harry "
-        "Helen Henry Hugo Ida Igor Iris Ivan Jack James Jane Jonas Julia Karl Kate Kenji Lara Laura "
-        "Leo Lena Liam Lily Linda Lisa Louis Lucas Lucy Luis Maria Mark Marta Martin Max Maya Mia "
-        "Mila Mira Nadia Nina Noah Nora Olga Oliver Omar Oscar Otto Paul Paula Pedro Peter Petra "
-        "Priya Ravi Robert Rosa Ruth Sam Sara Simon Sofia Stefan Tara Theo Thomas Tina Tom Uma "
-        "Vera Victor Wanda Yara Yuki Zoe"
+        "Adam Alice Amir Anna Arthur Ben Bella Boris Carla Carlos Chloe Clara Daniel David "
+        "Diana Elena Elias Emil Emma Eric Eva Felix Fiona Frank Frida George Gina Greta Hanna "
+        "Harry Helen Henry Hugo Ida Igor Iris Ivan Jack James Jane Jonas Julia Karl Kate Kenji "
+        "Lara Laura Leo Lena Liam Lily Linda Lisa Louis Lucas Lucy Luis Maria Mark Marta Martin "
+        "Max Maya Mia Mila Mira Nadia Nina Noah Nora Olga Oliver Omar Oscar Otto Paul Paula "
+        "Pedro Peter Petra Priya Ravi Robert Rosa Ruth Sam Sara Simon Sofia Stefan Tara Theo "
+        "Thomas Tina Tom Uma Vera Victor Wanda Yara Yuki Zoe"
     ),
     "city": _words(
         "Amsterdam Athens Bangkok Barcelona Berlin Bern Boston Brussels Cairo Chicago Dallas Delhi "

@@ -34,7 +34,8 @@ class Ability(msgspec.Struct, frozen=True):
 ABILITIES: dict[str, Ability] = {
     "weather": Ability(
         "get_weather|weather|check_weather|get_current_weather|lookup_weather",
-        "Get the weather of a city|Current weather in a city|Weather for a place|Get current weather",
+        "Get the weather of a city|Current weather in a city|Weather for a place|"
+        "Get current weather",
         (("city|location|place", "city", "string"),),
         "for the weather in {a}",
         "What is the weather in {a}?|How is the weather in {a}?|What's the weather like in {a}?|"
@@ -188,9 +189,21 @@ ABILITIES: dict[str, Ability] = {
     ),
 }
 NOTES = (
-    "I am late", "dinner is ready", "the meeting is over", "call me back", "I am at home",
-    "the train is late", "happy birthday", "see you soon", "we need milk", "the door is open",
-    "good luck", "I am on my way", "please come home", "the game starts now", "thank you",
+    "I am late",
+    "dinner is ready",
+    "the meeting is over",
+    "call me back",
+    "I am at home",
+    "the train is late",
+    "happy birthday",
+    "see you soon",
+    "we need milk",
+    "the door is open",
+    "good luck",
+    "I am on my way",
+    "please come home",
+    "the game starts now",
+    "thank you",
 )
 
 

@@ -14,7 +14,13 @@ from training.tasks.toolbox import ABILITIES, Tool, draw_argument, draw_result, 
 
 MISSING_TOOL = "I do not know."
 FAILED = "Sorry, the tool found nothing."
-ERRORS = ('{"error": "not found"}', "error: not found", '{"error": "no result"}', "not found", "null")
+ERRORS = (
+    '{"error": "not found"}',
+    "error: not found",
+    '{"error": "no result"}',
+    "not found",
+    "null",
+)
 
 
 class Chain(msgspec.Struct, frozen=True):
@@ -28,37 +34,51 @@ class Chain(msgspec.Struct, frozen=True):
 
 CHAINS = (
     Chain(
-        "home", "weather", "for the weather where {a} lives",
+        "home",
+        "weather",
+        "for the weather where {a} lives",
         "What is the weather where {a} lives?|How is the weather in the city of {a}?|"
         "What is the weather like where {a} lives?|How is the weather at {a}'s home?",
     ),
     Chain(
-        "home", "sky", "for the weather where {a} lives",
+        "home",
+        "sky",
+        "for the weather where {a} lives",
         "What is the weather where {a} lives?|How is the weather in the city of {a}?|"
         "What is the weather like where {a} lives?",
     ),
     Chain(
-        "home", "time", "for the time where {a} lives",
+        "home",
+        "time",
+        "for the time where {a} lives",
         "What time is it where {a} lives?|What is the time in the city of {a}?|"
         "How late is it where {a} lives?",
     ),
     Chain(
-        "capital", "weather", "for the weather in the capital of {a}",
+        "capital",
+        "weather",
+        "for the weather in the capital of {a}",
         "What is the weather in the capital of {a}?|How is the weather in the capital of {a}?|"
         "What's the weather like in {a}'s capital?",
     ),
     Chain(
-        "capital", "time", "for the time in the capital of {a}",
+        "capital",
+        "time",
+        "for the time in the capital of {a}",
         "What time is it in the capital of {a}?|What is the time in the capital of {a}?|"
         "Tell me the time in {a}'s capital.",
     ),
     Chain(
-        "owner", "phone", "for the phone number of the owner of the {a}",
+        "owner",
+        "phone",
+        "for the phone number of the owner of the {a}",
         "What is the phone number of the owner of the {a}?|How can I call the owner of the {a}?|"
         "Find the phone number of whoever owns the {a}.",
     ),
     Chain(
-        "owner", "home", "where the owner of the {a} lives",
+        "owner",
+        "home",
+        "where the owner of the {a} lives",
         "Where does the owner of the {a} live?|In which city does the owner of the {a} live?|"
         "Find out where the owner of the {a} lives.",
     ),
@@ -93,7 +113,10 @@ def tool_turn(rng: Random, tool: Tool, number: int) -> Turn:
     question = vary(rng, pick(rng, spec.questions).format(**names), 0.25)
     topic = spec.topic.format(**names)
     first = call(
-        tool.name, arguments_of(tool, texts), f"The user asks {topic}. {calling(tool, texts)}", number
+        tool.name,
+        arguments_of(tool, texts),
+        f"The user asks {topic}. {calling(tool, texts)}",
+        number,
     )
     if rng.random() < 0.05:
         failure = rng.choice(ERRORS)
@@ -131,7 +154,9 @@ def chain_turn(rng: Random, chain: Chain, first: Tool, second: Tool, number: int
             number + 1,
         ),
         result(output, number + 1),
-        answer(end.reply.format(a=middle, **values), f"The result is {', '.join(values.values())}."),
+        answer(
+            end.reply.format(a=middle, **values), f"The result is {', '.join(values.values())}."
+        ),
     )
     key = f"{chain.first}|{chain.second}|{subject}|{middle}|{'|'.join(values.values())}"
     return Turn("chain", question, replies, key, (*values.values(), middle))
