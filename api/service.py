@@ -63,6 +63,11 @@ class ChatService:
         names: tuple[str, ...],
         defaults: GenerationDefaults,
     ) -> None:
+        tokens, rows = encoder.tokenizer.get_vocab_size(), engine.ready.vocab_size
+        if tokens > rows:
+            raise CheckpointError(
+                f"tokenizer.json has {tokens} tokens; the model has rows for {rows} only"
+            )
         self.engine = engine
         self.facts = ModelFacts(
             names=names,

@@ -28,8 +28,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m engine")
     parser.add_argument("--socket-fd", type=int, required=True)
     connection = socket.socket(fileno=parser.parse_args().socket_fd)
-    # Ctrl-C reaches the whole process group; the API decides when the engine ends.
+    # Signals reach the whole process group; the API drains first and then closes the socket.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     outbox: SimpleQueue[FromEngine | None] = SimpleQueue()
     writer = threading.Thread(target=_write, args=(connection, outbox), name="writer")

@@ -28,7 +28,6 @@ from engine.messages import (
     Accepted,
     Failed,
     FromEngine,
-    Heartbeat,
     Output,
     Outputs,
     Ready,
@@ -121,6 +120,8 @@ class Generation:
 
     def take(self, output: Output) -> None:
         """Adds news; an unread Output of the same choice absorbs it, so memory stays bounded."""
+        if output.choice == 0 and "cached_tokens" in output.extras:
+            self.cached_tokens = int(output.extras["cached_tokens"])
         for i, waiting in enumerate(self._news):
             if waiting.choice == output.choice:
                 self._news[i] = _merge(waiting, output)
@@ -291,8 +292,8 @@ class EngineClient:
                     self.snapshot = message
                 case Failed():
                     failed = message
-                case Ready() | Heartbeat():
-                    pass
+                case Ready():
+                    pass  # sent once, read by start()
         return await self._cause(failed)
 
     async def _cause(self, last: FromEngine | None) -> str:

@@ -40,7 +40,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_num_batched_tokens: int = 512
     """Tokens computed in one step, prefill and decode together; prompts are cut to fit."""
     max_queued_requests: int = 1024
-    """Requests waiting; one more is refused with 429."""
+    """Requests waiting, each of their n choices counted; one more is refused with 429."""
     indexer_workspace_bytes: int = 128 * 2**20
     """Limit of the indexer's score matrix: the sum over a step's rows of count x context x 4."""
     kv_cache_bytes: int | None = None

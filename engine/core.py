@@ -16,7 +16,6 @@ from engine.messages import (
     Abort,
     Accepted,
     FromEngine,
-    Heartbeat,
     Output,
     Outputs,
     Refused,
@@ -156,7 +155,7 @@ class EngineCore:
         if now_s < self._next_snapshot_s:
             return
         self._next_snapshot_s = now_s + SNAPSHOT_INTERVAL_S
-        self.send(self.snapshot() if self._open else Heartbeat(self.step))
+        self.send(self.snapshot())
 
     def snapshot(self) -> Snapshot:
         """Returns the state of queue, pages and rates."""
@@ -184,6 +183,8 @@ def _output(choice: Choice) -> Output:
     extras: dict[str, str | int | float] = {}
     if choice.stop_token is not None:
         extras["stop_token"] = choice.stop_token
+    if choice.cached_tokens is not None:
+        extras["cached_tokens"] = choice.cached_tokens
     return Output(
         choice.request_id, choice.choice, choice.token_ids, choice.logprobs, choice.finish, extras
     )

@@ -15,12 +15,14 @@ from engine.config import PAGE_TOKENS, ConfigError, EngineConfig
 from engine.hub import resolve_model
 from engine.messages import Ready
 from engine.model import DeepseekV32
-from engine.model_config import GenerationDefaults, ModelConfig
+from engine.model_config import GenerationDefaults, ModelConfig, field_error
 from engine.runner import Runner
 from kernels.cache import CacheDtype
 from scheduler.forms import FormPolicy, break_even_tokens
 from scheduler.scheduler import Scheduler, SchedulerConfig
 
+IDLE_FACTOR = 4
+"""Pages beyond this multiple of what running sequences can hold are not worth their memory."""
 CPU_CACHE_LIMIT_BYTES = 4 * 2**30
 MEMINFO = Path("/proc/meminfo")
 
@@ -45,9 +47,14 @@ def load_replica(config: EngineConfig, *, progress: bool = True) -> Replica:
     folder = resolve_model(config.model, config.revision)
     model = ModelConfig.from_folder(folder)
     defaults = GenerationDefaults.from_folder(folder)
+    for token_id in defaults.eos_token_ids:
+        if token_id >= model.vocab_size:
+            raise field_error(
+                folder, "eos_token_id", token_id, f"0 to {model.vocab_size - 1}, the vocabulary"
+            )
     device = _device(config)
     if device.type == "cpu":
-        torch.set_num_threads(config.threads or os.cpu_count() or 1)
+        torch.set_num_threads(config.threads or _cores())
     dtype = _dtype(config, device)
     layout = _layout(config, device, dtype, model)
     weights = load_weights(folder, model, dtype=dtype, device=device, progress=progress)
@@ -108,6 +115,13 @@ def load_replica(config: EngineConfig, *, progress: bool = True) -> Replica:
     )
     runner = Runner(network, cache, eos_token_ids=defaults.eos_token_ids)
     return Replica(folder, model, defaults, runner, scheduler, ready)
+
+
+def _cores() -> int:
+    """Cores this process may use, which containers limit."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _device(config: EngineConfig) -> torch.device:
@@ -175,8 +189,7 @@ def _size(
             f"{model.max_position_embeddings}"
         )
     memory_bytes = _cache_bytes(config, device)
-    # Pages beyond this can never be in use at once.
-    useful = config.max_num_seqs * -(-longest // PAGE_TOKENS)
+    useful = IDLE_FACTOR * config.max_num_seqs * -(-longest // PAGE_TOKENS)
     pages = min(memory_bytes // page_bytes, useful)
     if pages < 1:
         raise ConfigError(f"--kv-cache-bytes is {memory_bytes}; one page needs {page_bytes} bytes")

@@ -20,7 +20,6 @@ __all__ = [
     "Failed",
     "FinishReason",
     "FromEngine",
-    "Heartbeat",
     "Output",
     "Outputs",
     "Ready",
@@ -107,7 +106,7 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
 class Accepted(msgspec.Struct, frozen=True, tag=True):
     id: str
     cached_tokens: int
-    """Prompt tokens found in the cache at admission."""
+    """Prompt tokens in the cache now; what was really reused comes with the first Output."""
 
 
 class Refused(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
@@ -130,7 +129,8 @@ class Output(msgspec.Struct, frozen=True, array_like=True):
     logprobs: list[TokenLogprobs] | None
     finish: FinishReason | None
     extras: dict[str, str | int | float] = {}
-    """stop_token: the stop token that ended the choice."""
+    """stop_token: the stop token that ended the choice. cached_tokens, with a choice's first token:
+    prompt tokens it found in the cache."""
 
 
 class Outputs(msgspec.Struct, frozen=True, tag=True):
@@ -139,7 +139,7 @@ class Outputs(msgspec.Struct, frozen=True, tag=True):
 
 
 class Snapshot(msgspec.Struct, frozen=True, tag=True):
-    """State of the engine a few times a second, for admission and metrics."""
+    """State of the engine a few times a second, for admission and metrics; also the heartbeat."""
 
     step: int
     running: int
@@ -156,11 +156,5 @@ class Snapshot(msgspec.Struct, frozen=True, tag=True):
     preemptions: int
 
 
-class Heartbeat(msgspec.Struct, frozen=True, tag=True):
-    """Nothing happened, the engine lives."""
-
-    step: int
-
-
 ToEngine = Submit | Stop | Abort | TurnEnded | Shutdown
-FromEngine = Ready | Failed | Accepted | Refused | Outputs | Snapshot | Heartbeat
+FromEngine = Ready | Failed | Accepted | Refused | Outputs | Snapshot

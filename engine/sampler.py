@@ -62,7 +62,7 @@ class SamplerState:
             choice,
             frozenset(token_ids[:prompt_tokens]) if repetition else frozenset(),
             Counter(token_ids[prompt_tokens:]),
-            (*eos_token_ids, *sampling.stop_token_ids),
+            (*(() if sampling.ignore_eos else eos_token_ids), *sampling.stop_token_ids),
         )
 
 

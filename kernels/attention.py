@@ -14,9 +14,14 @@ from torch import Tensor
 WORKSPACE_BYTES = 64 * 2**20
 
 
+def _wide(x: Tensor) -> Tensor:
+    """x in at least float32: dot products of bfloat16 rows would be rounded before the softmax."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def _masked_softmax(scores: Tensor, valid: Tensor) -> Tensor:
-    """softmax over the last dimension in float32, 0 where not valid, 0 for a row without any."""
-    scores = scores.float().masked_fill(~valid, -torch.inf)
+    """softmax over the last dimension, 0 where not valid, 0 for a row without any."""
+    scores = scores.masked_fill(~valid, -torch.inf)
     top = scores.amax(-1, keepdim=True)
     weights = torch.exp(scores - top.masked_fill(top == -torch.inf, 0.0))
     return weights / weights.sum(-1, keepdim=True).clamp_min(1e-30)
@@ -28,7 +33,7 @@ def mqa_over_latents(q: Tensor, rows: Tensor, valid: Tensor, scale: float, laten
     q [T, H, C + R]: absorbed query, then rotated rope part; rows [T, K, C + R]: the latent rows
     each query attends to, shared by its heads; valid [T, K] bool; latent = C.
     """
-    scores = (q @ rows.transpose(1, 2)) * scale
+    scores = (_wide(q) @ _wide(rows).transpose(1, 2)) * scale
     p = _masked_softmax(scores, valid[:, None, :]).to(q.dtype)
     return p @ rows[..., :latent]
 
@@ -50,7 +55,7 @@ def mha(
     """
     tokens, heads, _ = q.shape
     length = k.shape[0]
-    keys, values = k.permute(1, 2, 0), v.transpose(0, 1)  # [H, N + R, L], [H, L, V]
+    keys, values = _wide(k).permute(1, 2, 0), v.transpose(0, 1)  # [H, N + R, L], [H, L, V]
     positions = torch.arange(length, device=q.device)
     out = torch.empty(tokens, heads, v.shape[-1], dtype=q.dtype, device=q.device)
     step = max(1, workspace_bytes // (heads * length * 4))
@@ -59,7 +64,7 @@ def mha(
         valid = positions < visible[rows, None]
         if selected is not None:
             valid &= selected[rows]
-        scores = (q[rows].transpose(0, 1) @ keys) * scale  # [H, t, L]
+        scores = (_wide(q[rows]).transpose(0, 1) @ keys) * scale  # [H, t, L]
         p = _masked_softmax(scores, valid).to(q.dtype)
         out[rows] = (p @ values).transpose(0, 1)
     return out

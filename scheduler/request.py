@@ -47,6 +47,7 @@ class Sequence:
 
     __slots__ = (
         "arrival",
+        "cached_tokens",
         "choice",
         "computed_tokens",
         "keys",
@@ -83,6 +84,8 @@ class Sequence:
         self.pages: list[int] = []
         self.keys: list[bytes] = []
         """Identity of each full page so far (scheduler.prefix)."""
+        self.cached_tokens: int | None = None
+        """Prompt tokens found in the cache when it was first admitted; None before."""
         self.published_pages = 0
         """Leading pages whose identity the pool was told."""
         self.root_key = root_key

@@ -1,10 +1,12 @@
 """What runs next: one plan per step, decode and prefill mixed under one token budget.
 
 There are no phases. Every running sequence asks for its known tokens minus its computed ones: one
-when it decodes, many while its prompt is prefilled. Sequences that run come first, in order of
-arrival; waiting ones join when there is a slot, budget, and pages for all their known tokens.
-When a running sequence finds no page, the last arrival is preempted: its pages go back, it waits
-at its place in the queue, and finds most of them again by their identity.
+when it decodes, many while its prompt is prefilled. Sequences that run come first, those that
+decode before those that prefill, else in order of admission; waiting ones join, by priority and
+arrival, when there is a slot, budget, and pages for all their known tokens. When a running sequence
+finds no page, the one of the lowest priority and last arrival is preempted: its pages go back, it
+waits at its place in the queue, and finds most of them again by their identity. Priority orders the
+queue; a waiting sequence never preempts a running one.
 """
 
 from __future__ import annotations
@@ -58,6 +60,8 @@ class Choice(NamedTuple):
     logprobs: list[TokenLogprobs] | None
     finish: FinishReason | None
     stop_token: int | None = None
+    cached_tokens: int | None = None
+    """With a choice's first token: how much of its prompt was found in the cache."""
 
 
 class Waiting(NamedTuple):
@@ -109,7 +113,7 @@ class Scheduler:
         tenant: str = "",
         cache_salt: str = "",
     ) -> int | Refusal:
-        """Queues a request of `n` choices. Returns its cached prompt tokens, or why it is refused.
+        """Queues a request of `n` choices. Returns its prompt tokens now cached, or a refusal.
 
         Choices after the first wait until the first has its prompt in the cache, and share it.
         """
@@ -264,6 +268,7 @@ class Scheduler:
                     None if logprob is None else [logprob],
                     finish,
                     stop_token,
+                    sequence.cached_tokens if sequence.generated_tokens == 1 else None,
                 )
             )
             if finish:
@@ -314,6 +319,8 @@ class Scheduler:
             sequence.pages += self.pool.allocate(pages_total - len(hits))
             sequence.slot = self._free_slots.pop()
             self.running.append(sequence)
+            if sequence.cached_tokens is None:
+                sequence.cached_tokens = start
             new_slots.append(
                 NewSlot(
                     sequence.slot,

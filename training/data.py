@@ -24,7 +24,6 @@ from training.tasks.conversations import (
     tool_case,
 )
 
-
 COPY_FIRST_TOKEN = 16
 """Copied tokens are drawn from here on: not from the special ones."""
 
@@ -123,8 +122,10 @@ def encode_case(encoder: Encoder, case: Case, thinking: bool) -> Encoded:
 
 
 def copied_tokens(encoder: Encoder, rng: Random, longest: int) -> Encoded:
-    """8 to 48 random tokens two to four times over, at most `longest`; all but the first are
-    targets."""
+    """8 to 48 random tokens two to four times over, cut to `longest`.
+
+    The copies are targets, but for the token that starts the first one.
+    """
     vocabulary = range(COPY_FIRST_TOKEN, encoder.tokenizer.get_vocab_size())
     once = rng.choices(vocabulary, k=rng.randint(8, 48))
     token_ids = (once * rng.randint(2, 4))[:longest]

@@ -51,19 +51,22 @@ def stage_loss(
     The MTP loss is taken on the first `mtp_rows` rows. With `model_learns` off, the indexer
     warm-up, only the index loss counts and the model's own forward pass keeps no graph.
     """
-    inputs = (batch.token_ids, batch.positions, batch.documents)
-    hidden, index = model(*inputs, context)
+    hidden, index = model(batch.token_ids, batch.positions, batch.documents, context)
     rows = max(mtp_rows, 1)
-    joined = (hidden[:rows], *(part[:rows] for part in inputs))
+
+    def next_layer() -> tuple[Tensor, Tensor]:
+        tokens, positions, documents, _ = (part[:rows] for part in batch)
+        return model.predict_next(hidden[:rows], tokens, positions, documents, context)
+
     if not model_learns:
-        _, next_index = model.predict_next(*joined, context)
+        _, next_index = next_layer()
         with torch.no_grad():
             main = token_loss(model, hidden, batch, 1, phase, context.dtype)
         return index + next_index, main, index
     main = token_loss(model, hidden, batch, 1, phase, context.dtype)
     total = main + index
     if mtp_weight > 0:
-        predicted, next_index = model.predict_next(*joined, context)
+        predicted, next_index = next_layer()
         total = total + mtp_weight * token_loss(model, predicted, batch, 2, phase, context.dtype)
         total = total + next_index
     return total, main, index

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -98,6 +99,10 @@ class Collect(torch.autograd.Function):
         return gradients[0].index_select(0, order), None, None
 
 
+dispatch: Callable[[Tensor, Tensor, Tensor, int], Tensor] = Dispatch.apply
+collect: Callable[[Tensor, Tensor, Tensor], Tensor] = Collect.apply
+
+
 class Experts(nn.Module):
     """The routed experts, stacked: gate and up [E, 2 * width, hidden], down [E, hidden, width]."""
 
@@ -112,7 +117,8 @@ class Experts(nn.Module):
     def forward(self, x: Tensor, chosen: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         """(output [N, hidden], tokens per expert [E]); sorted by expert, no token is dropped."""
         top = chosen.shape[1]
-        gate_up, down = self.gate_up_proj, self.down_proj
+        gate_up: Tensor = self.gate_up_proj
+        down: Tensor = self.down_proj
         if self.quantise:
             gate_up, down = fake_quantise(gate_up), fake_quantise(down)
         gate_up, down = gate_up.to(x.dtype), down.to(x.dtype)
@@ -120,12 +126,12 @@ class Experts(nn.Module):
         order = flat.argsort(stable=True)
         load = torch.bincount(flat, minlength=gate_up.shape[0])
         position = torch.empty_like(order).scatter_(0, order, torch.arange(order.numel()))
-        parts = Dispatch.apply(x, order, position, top).split(load.tolist())
+        parts = dispatch(x, order, position, top).split(load.tolist())
         outputs = []
         for part, first, second in zip(parts, gate_up.unbind(0), down.unbind(0), strict=True):
             gate, up = F.linear(part, first).chunk(2, -1)
             outputs.append(F.linear(F.silu(gate) * up, second))
-        gathered = Collect.apply(torch.cat(outputs), order, position).unflatten(0, (-1, top))
+        gathered = collect(torch.cat(outputs), order, position).unflatten(0, (-1, top))
         return (gathered * weight.to(x.dtype).unsqueeze(-1)).sum(1), load
 
 

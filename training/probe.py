@@ -12,10 +12,32 @@ from random import Random
 import torch
 
 from api.chat.encoding import Encoder
-from training.data import Mix, draw_case, encode_case
+from training.data import COPY_FIRST_TOKEN, Mix, draw_case, encode_case
 from training.model import Context, DeepseekV32
 
 ROWS = 8
+
+
+@torch.no_grad()
+def induction(
+    model: DeepseekV32, context: Context, rows: int = 4, length_tokens: int = 32
+) -> float:
+    """Share of tokens that the model predicts in the second copy of random tokens [x; x].
+
+    x is `length_tokens` long; the copy's first token cannot be known and does not count. This is
+    the skill that every answer from the prompt rests on.
+    """
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = model.config.vocab_size
+    once = torch.randint(COPY_FIRST_TOKEN, vocabulary, (rows, length_tokens), generator=generator)
+    ids = torch.cat((once, once), 1)
+    was_training = model.training
+    model.eval()
+    positions = torch.arange(ids.shape[1]).expand_as(ids)
+    hidden, _ = model(ids, positions, torch.ones_like(ids), context)
+    likeliest = model.logits(hidden[:, length_tokens:-1], context.dtype).argmax(-1)
+    model.train(was_training)
+    return float((likeliest == ids[:, length_tokens + 1 :]).float().mean())
 
 
 @torch.no_grad()
@@ -33,6 +55,7 @@ def probe(
     left out.
     """
     user = encoder.tokenizer.token_to_id("<｜User｜>")
+    assert user is not None, "the encoder has checked that the token exists"
     right: dict[str, list[bool]] = defaultdict(list)
     encoded = []
     for label, mix in mixes.items():

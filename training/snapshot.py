@@ -21,7 +21,7 @@ def save_snapshot(
 ) -> None:
     """Writes `path` in one piece: a crash leaves the previous snapshot whole."""
     tensors = {f"model.{name}": value.detach() for name, value in model.state_dict().items()}
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[Tensor, str] = {one: name for name, one in model.named_parameters()}
     for kind, optimiser in optimisers.items():
         for parameter, state in optimiser.state.items():
             for key, value in state.items():

@@ -13,7 +13,8 @@ import msgspec
 import torch
 import torch.distributed as dist
 from tokenizers import Tokenizer
-from torch.multiprocessing import spawn
+from torch import nn
+from torch.multiprocessing.spawn import spawn
 from tqdm import tqdm
 
 from api.chat.encoding import Encoder
@@ -23,7 +24,7 @@ from training.losses import stage_loss
 from training.model import Context, DeepseekV32
 from training.muon import Muon
 from training.parallel import add_up, average_gradients, share_rows, world
-from training.probe import probe
+from training.probe import induction, probe
 from training.snapshot import (
     Optimisers,
     load_model,
@@ -47,7 +48,8 @@ def build_optimisers(model: DeepseekV32, stage: Stage) -> Optimisers:
 
     Sets `requires_grad` of every parameter according to what the stage teaches.
     """
-    matrices, vectors = [], []
+    matrices: list[nn.Parameter] = []
+    vectors: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         of_indexer = ".indexer." in name
         if stage.learns == "indexer":
@@ -143,7 +145,7 @@ def train_stage(
             shares = probe(
                 model, encoder, {stage.name: stage.mix}, context, 24, stage.length_tokens
             )
-            record["held_out"] = shares
+            record["held_out"] = shares | {"induction": induction(model, context)}
             tqdm.write(
                 f"{stage.name} {step + 1}: "
                 + " ".join(

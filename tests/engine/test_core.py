@@ -126,7 +126,7 @@ def test_the_stop_token_is_named() -> None:
     how = Sampling(max_tokens=5, temperature=0.0, logit_bias={9: 100.0}, stop_token_ids=(9,))
     talk.run(Submit("a", prompt_of(9), how))
     assert talk.outputs[-1].finish == "stop"
-    assert talk.outputs[-1].extras == {"stop_token": 9}
+    assert talk.outputs[-1].extras == {"stop_token": 9, "cached_tokens": 0}
 
 
 def test_refusals_carry_status_field_and_when_to_come_back() -> None:

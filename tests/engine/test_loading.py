@@ -113,13 +113,13 @@ def test_cuda_without_a_device_is_refused(checkpoint: Path) -> None:
 
 def test_no_more_pages_than_the_limits_can_use(checkpoint: Path) -> None:
     replica = load(checkpoint, max_num_seqs=2, max_model_len=130)
-    assert replica.ready.total_pages == 2 * 3
+    assert replica.ready.total_pages == loading.IDLE_FACTOR * 2 * 3
 
 
 def test_without_a_cache_size_a_share_of_free_memory_is_taken(checkpoint: Path) -> None:
     replica = load(checkpoint, kv_cache_bytes=None, max_num_seqs=1)
     assert replica.ready.max_model_len == 10_240
-    assert replica.ready.total_pages == 160
+    assert replica.ready.total_pages == loading.IDLE_FACTOR * 160
 
 
 def test_available_memory_counts_the_page_cache(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 import torch
 
 from api.chat.encoding import Encoder
-from training.data import Mix, encode_case, make_batch
+from training.data import Mix, copied_tokens, encode_case, make_batch
 from training.stages import EMBEDDED, MAIN
 from training.tasks.case import Case, Turn, answer
 
@@ -42,3 +44,13 @@ def test_documents_start_at_position_zero_with_bos(encoder: Encoder) -> None:
     assert (batch.weights[batch.documents == 0] == 0).all()
     for row in batch.documents:
         assert row.max() >= 2, "several conversations share a row"
+
+
+def test_copies_repeat_and_are_targets(encoder: Encoder) -> None:
+    for seed in range(20):
+        copied = copied_tokens(encoder, Random(seed), 100)
+        first = copied.generated.index(True) - 1
+        assert 8 <= first <= 48 and len(copied.token_ids) <= 100
+        for place in range(first, len(copied.token_ids)):
+            assert copied.token_ids[place] == copied.token_ids[place - first]
+            assert copied.generated[place] == (place > first)

@@ -39,6 +39,7 @@ FACTS = Mix(facts=1.0, fact_count=(1, 2), questions=(1, 2))
 MICRO = Recipe(
     seed=3,
     model=SMALL,
+    copying=False,
     corpus_seed=0,
     corpus_cases=0,
     stages=(

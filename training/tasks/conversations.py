@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from random import Random
 from typing import Any, Literal
 
@@ -66,9 +67,7 @@ def _place_facts(
     for index, make in enumerate(turns):
         last = index == len(turns) - 1
         inline = told if index == 0 and where == "user" else ""
-        made.append(
-            _of_split(lambda make=make, inline=inline: make(inline), split if last else "train")
-        )
+        made.append(_of_split(partial(make, inline), split if last else "train"))
     return system, made
 
 
