@@ -112,7 +112,7 @@ def test_cuda_without_a_device_is_refused(checkpoint: Path) -> None:
 
 
 def test_no_more_pages_than_the_limits_can_use(checkpoint: Path) -> None:
-    replica = load(checkpoint, max_num_seqs=2, max_model_len=130)
+    replica = load(checkpoint, kv_cache_bytes=100 * PAGE_BYTES, max_num_seqs=2, max_model_len=130)
     assert replica.ready.total_pages == loading.IDLE_FACTOR * 2 * 3
 
 
