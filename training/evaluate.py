@@ -13,7 +13,7 @@ import msgspec
 
 from api.chat.encoding import Encoder
 from engine.llm import LLM
-from scheduler.request import Sampling
+from engine.messages import Sampling
 from training.agent import Generate, Outcome, play
 from training.data import Mix, draw_case
 from training.stages import EMBEDDED, EVALUATION

@@ -1,9 +1,10 @@
 """Start of training: what a few million tokens are too few to discover is wired in.
 
-Embeddings: " Oslo", "Oslo" and " oslo" are three tokens. There is no time to learn for each word that
-they are one, so their embeddings share a part, and the leading space and the capital letter are
-common directions. All embeddings share one constant direction, which gives every layer something
-that does not depend on the token: positional heads need it. The head starts as a scaled copy.
+Embeddings: " Oslo", "Oslo" and " oslo" are three tokens. There is no time to learn for each word
+that they are one, so their embeddings share a part, and the leading space and the capital letter
+are common directions. All embeddings share one constant direction, which gives every layer
+something that does not depend on the token: positional heads need it. The head starts as a scaled
+copy.
 
 Copying: the answer to a question about the prompt is a copy from the prompt. Large models discover
 the circuit for it, induction heads (Olsson et al. 2022), after some billion tokens; random
@@ -26,8 +27,9 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from training.attention import LatentAttention
 from training.layers import inverse_frequencies
-from training.model import DeepseekV32
+from training.model import DecoderLayer, DeepseekV32
 
 EMBEDDING_STD = 0.5
 HEAD_STD = 0.06
@@ -89,6 +91,12 @@ def initialise(
         _wire_copying(model, layer, generator, reader, beside)
 
 
+def _attention(model: DeepseekV32, layer: int) -> LatentAttention:
+    decoder = model.model.layers[layer]
+    assert isinstance(decoder, DecoderLayer)
+    return decoder.self_attn
+
+
 def _orthogonal(generator: torch.Generator, rows: int, columns: int) -> Tensor:
     """[rows, columns] with orthonormal rows."""
     square = torch.randn(columns, columns, generator=generator)
@@ -125,7 +133,7 @@ def _wire_looking_back(
     constant . input is 1 for every token; reader [64, hidden] is what is passed on, into the
     directions beside[i] [hidden, 64].
     """
-    config, attention = model.config, model.model.layers[0].self_attn  # type: ignore[union-attr]
+    config, attention = model.config, _attention(model, 0)
     heads, nope = config.num_attention_heads, config.qk_nope_head_dim
     latent, value = config.kv_lora_rank, config.v_head_dim
     down = attention.kv_a_proj_with_mqa.weight
@@ -161,7 +169,7 @@ def _wire_copying(
     beside: list[Tensor],
 ) -> None:
     """Heads of `layer` that match (now, 1 back, 2 back) against (1, 2, 3 back) and copy."""
-    config, attention = model.config, model.model.layers[layer].self_attn  # type: ignore[union-attr]
+    config, attention = model.config, _attention(model, layer)
     heads, nope, value = config.num_attention_heads, config.qk_nope_head_dim, config.v_head_dim
     views = [_orthogonal(generator, MATCH_WIDTH, OFFSET_WIDTH) for _ in OFFSETS]
     copied = _orthogonal(generator, MATCH_WIDTH, config.hidden_size)

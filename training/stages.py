@@ -145,9 +145,9 @@ def _evaluation(kind: str, **shape: object) -> dict[int, Mix]:
     """The mixes that give prompts of one kind up to 256, 512 and 1024 tokens."""
     facts = {256: ((2, 14), (0, 6)), 512: ((8, 32), (0, 20)), 1024: ((20, 60), (10, 60))}
     base = Mix(questions=(1, 4), tool_turns=(1, 3), thinking=0.0)
-    fields = msgspec.structs.asdict(base) | {kind: 1.0} | shape
+    base = msgspec.structs.replace(base, **{kind: 1.0}, **shape)
     return {
-        length: Mix(**(fields | {"fact_count": count, "filler": filler}))  # type: ignore[arg-type]
+        length: msgspec.structs.replace(base, fact_count=count, filler=filler)
         for length, (count, filler) in facts.items()
     }
 
