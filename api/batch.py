@@ -21,8 +21,10 @@ import msgspec
 from api.errors import ApiError, ErrorBody, from_validation
 from api.response import ChatCompletion
 from api.service import ChatService
+from api.turn import ChatTurn
 
 URL = "/v1/chat/completions"
+QUEUE_FULL_RETRY_S = 1.0
 
 
 class BatchRequest(msgspec.Struct, frozen=True):
@@ -114,7 +116,7 @@ async def _answer(service: ChatService, number: int, line: bytes) -> BatchResult
     request_id = result_id
     answer: ChatCompletion | ErrorBody
     try:
-        turn = await service.start(bytes(request.body))
+        turn = await _start(service, bytes(request.body))
         request_id = turn.id
         async with turn:
             if turn.request.stream:
@@ -127,6 +129,20 @@ async def _answer(service: ChatService, number: int, line: bytes) -> BatchResult
         answer, status = error.body, error.status
     response = BatchResponse(status, request_id, answer)
     return BatchResult(result_id, request.custom_id, response, None)
+
+
+async def _start(service: ChatService, body: bytes) -> ChatTurn:
+    """Starts the request, waiting its turn while the queue is full: the run filled it itself.
+
+    Lines that ask for many choices fill it sooner than their number tells.
+    """
+    while True:
+        try:
+            return await service.start(body)
+        except ApiError as error:
+            if error.status != 429:
+                raise
+            await asyncio.sleep(error.retry_after or QUEUE_FULL_RETRY_S)
 
 
 def _bad_line(result_id: str, number: int, message: str) -> BatchResult:

@@ -26,6 +26,8 @@ logger = logging.getLogger("winnow.api")
 
 MAX_CHOICES = 128
 MAX_STOPS = 16
+MAX_STOP_CHARACTERS = 1000
+"""Text that may yet become a stop string is held back and searched again at every token."""
 USER_ID = re.compile(r"[A-Za-z0-9_-]{1,512}")
 
 _decoder = msgspec.json.Decoder(dict[str, Any])
@@ -128,7 +130,7 @@ def _fields(body: bytes) -> dict[str, Any]:
 
 def _refuse_what_is_not_honoured(request: ChatCompletionRequest, fields: Mapping[str, Any]) -> None:
     for name, value in fields.items():
-        if name in REFUSED and value:
+        if name in REFUSED and _asks_for_something(name, value):
             raise unsupported(name, name)
         if name not in KNOWN and name not in HARMLESS and name not in REFUSED:
             _warn_once(name)
@@ -138,6 +140,13 @@ def _refuse_what_is_not_honoured(request: ChatCompletionRequest, fields: Mapping
         )
     if request.modalities is not None and request.modalities != ["text"]:
         raise unsupported("modalities", "Output other than text")
+
+
+def _asks_for_something(name: str, value: Any) -> bool:
+    """An empty object switches web search on; elsewhere what is empty asks for nothing."""
+    if name == "web_search_options":
+        return value is not None
+    return value is not None and value is not False and value not in ("", [], {})
 
 
 def _warn_once(name: str) -> None:
@@ -177,6 +186,11 @@ def _stops(stop: str | list[str] | None) -> tuple[str, ...]:
         raise invalid(f"{len(stops)} stop strings were given; the limit is {MAX_STOPS}.", "stop")
     if "" in stops:
         raise invalid("A stop string must not be empty.", "stop")
+    longest = max(map(len, stops), default=0)
+    if longest > MAX_STOP_CHARACTERS:
+        raise invalid(
+            f"A stop string has {longest} characters; the limit is {MAX_STOP_CHARACTERS}.", "stop"
+        )
     return stops
 
 

@@ -148,6 +148,6 @@ REFUSED = frozenset(
         "web_search_options",
     }
 )
-"""Known, would change the answer, not honoured: 400 unless null, false or empty."""
+"""Known, would change the answer, not honoured: 400 unless null, false or empty; 0 is a value."""
 
 KNOWN = frozenset(ChatCompletionRequest.__struct_fields__)

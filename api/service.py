@@ -78,7 +78,8 @@ class ChatService:
             call_token_ids=(encoder.dsml_token_id,),
         )
         self._encoder = encoder
-        self._logprobs = LogprobWriter(TokenBytes(encoder.tokenizer))
+        self._token_bytes = TokenBytes(encoder.tokenizer)
+        self._logprobs = LogprobWriter(self._token_bytes)
         fingerprint = hashlib.sha256(repr((names[0], msgspec.to_builtins(engine.ready))).encode())
         self.system_fingerprint = f"fp_{fingerprint.hexdigest()[:12]}"
 
@@ -134,6 +135,8 @@ class ChatService:
             tenant=request.tenant,
             cache_salt=request.cache_salt,
         )
+        # Before the engine has it: should this fail, nothing runs that nobody reads.
+        choices = [self._choice(index, request, prompt) for index in range(request.n)]
         try:
             generation = await self.engine.submit(submit)
         except EngineDead as error:
@@ -152,7 +155,7 @@ class ChatService:
             request_id,
             request,
             prompt,
-            [self._choice(index, request, prompt) for index in range(request.n)],
+            choices,
             self.system_fingerprint,
         )
 
@@ -164,7 +167,7 @@ class ChatService:
                 request.may_call,
                 tool_schemas=request.functions or None,
             ),
-            Detokenizer(self._encoder.tokenizer, self.facts.end_token_ids),
+            Detokenizer(self._token_bytes, self.facts.end_token_ids),
             StopMatcher(request.stops),
             in_reasoning=prompt.in_reasoning,
             end_token_ids=frozenset(request.sampling.stop_token_ids),

@@ -22,7 +22,7 @@ def select_top_k(scores: Tensor, k: int) -> Tensor:
     above = scores > threshold
     ties = (scores == threshold) & valid
     room = k - above.sum(1, keepdim=True)
-    return above | (ties & (ties.cumsum(1) <= room))
+    return above | (ties & (ties.cumsum(1, dtype=torch.int32) <= room))
 
 
 def positions_of(selected: Tensor, k: int) -> Tensor:

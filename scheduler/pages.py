@@ -36,6 +36,8 @@ class PagePool:
         self._keys: list[bytes | None] = [None] * total_pages
         self._page_of: dict[bytes, int] = {}
         self._free = list(range(total_pages - 1, -1, -1))
+        # Counted by itself, not as what the others leave: only so can the invariant fail.
+        self._live = 0
         self._class: list[IdleClass | None] = [None] * total_pages
         self._idle = {kind: 0 for kind in EVICTION_ORDER}
         # One ring per class through a sentinel at total_pages + class: next of the sentinel is the
@@ -61,7 +63,7 @@ class PagePool:
 
     @property
     def live_pages(self) -> int:
-        return self.total_pages - self.available_pages
+        return self._live
 
     def references(self, page: int) -> int:
         """How many sequences hold the page."""
@@ -78,6 +80,7 @@ class PagePool:
         for _ in range(count):
             page = self._free.pop() if self._free else self._evict()
             self._references[page] = 1
+            self._live += 1
             pages.append(page)
         return pages
 
@@ -109,6 +112,7 @@ class PagePool:
         page = self._page_of[key]
         if self._references[page] == 0:
             self._unlink(page)
+            self._live += 1
         self._references[page] += 1
         return page
 
@@ -122,6 +126,7 @@ class PagePool:
         self._references[page] -= 1
         if self._references[page]:
             return
+        self._live -= 1
         if self._keys[page] is None:
             self._free.append(page)
         else:

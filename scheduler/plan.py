@@ -3,9 +3,9 @@
 The scheduler decides, the engine executes; these structs are all that passes between them, so a
 recorded run of plans and results replays to identical decisions.
 
-    plan = scheduler.plan(now_s)
+    plan = scheduler.plan()
     result = runner.execute(plan)
-    outputs = scheduler.commit(result)
+    news = scheduler.commit(result)
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
     """0 keeps every token."""
     min_p: float = 0.0
     seed: int = 0
-    """Draws depend on (seed, position) only, never on the batch."""
+    """Draws depend on (seed, choice, position) only, never on the batch."""
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     repetition_penalty: float = 1.0

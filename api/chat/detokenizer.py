@@ -1,45 +1,13 @@
 """Token ids to text, one at a time, never half a character."""
 
+import codecs
 from collections.abc import Collection, Iterable
 
 from tokenizers import Tokenizer
-from tokenizers.decoders import DecodeStream
-
-
-class Detokenizer:
-    """Decodes one choice. Special strings stay in the text: the output parser reads them.
-
-    ``silent_ids`` have no text: the tokens that end a generation.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, silent_ids: Collection[int] = ()) -> None:
-        self._tokenizer = tokenizer
-        self._silent_ids = frozenset(silent_ids)
-        self._stream = DecodeStream(skip_special_tokens=False)
-        self._held_ids: list[int] = []
-
-    def feed(self, token_ids: Iterable[int]) -> str:
-        """Returns the text that these tokens complete; the bytes of a split character wait."""
-        parts: list[str] = []
-        for token_id in token_ids:
-            if token_id in self._silent_ids:
-                continue
-            self._held_ids.append(token_id)
-            text = self._stream.step(self._tokenizer, token_id)
-            if text is not None:
-                parts.append(text)
-                self._held_ids.clear()
-        return "".join(parts)
-
-    def finish(self) -> str:
-        """Returns what is left when generation ends, with U+FFFD for an unfinished character."""
-        text: str = self._tokenizer.decode(self._held_ids, skip_special_tokens=False)
-        self._held_ids.clear()
-        return text
 
 
 class TokenBytes:
-    """The bytes of single tokens of a byte-level vocabulary, as ``logprobs`` entries list them."""
+    """The bytes of single tokens of a byte-level vocabulary. Safe to share between choices."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -60,6 +28,36 @@ class TokenBytes:
         if token is None:
             raise KeyError(f"token id {token_id} is outside the vocabulary")
         return bytes(self._byte_of_character[character] for character in token)
+
+
+class Detokenizer:
+    """Decodes one choice. Special strings stay in the text: the output parser reads them.
+
+    ``silent_ids`` have no text: the tokens that end a generation. Nor do ids beyond the vocabulary,
+    which a padded model can draw. Every token costs the same: tokenizers' own DecodeStream decodes
+    everything it holds again at each token, and bytes that are no UTF-8 make it hold all of them.
+    """
+
+    def __init__(self, token_bytes: TokenBytes, silent_ids: Collection[int] = ()) -> None:
+        self._token_bytes = token_bytes
+        self._silent_ids = frozenset(silent_ids)
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def feed(self, token_ids: Iterable[int]) -> str:
+        """Returns the text that these tokens complete; the bytes of a split character wait."""
+        return self._decoder.decode(b"".join(map(self._bytes_of, token_ids)))
+
+    def finish(self) -> str:
+        """Returns what is left when generation ends, with U+FFFD for an unfinished character."""
+        return self._decoder.decode(b"", final=True)
+
+    def _bytes_of(self, token_id: int) -> bytes:
+        if token_id in self._silent_ids:
+            return b""
+        try:
+            return self._token_bytes.of(token_id)
+        except KeyError:
+            return b""
 
 
 def _byte_level_alphabet() -> dict[str, int]:

@@ -145,7 +145,8 @@ def _append_text(
     text = "".join(segment.text for segment in run)
     if not is_unicode(text):
         raise PromptError("The text holds an unpaired surrogate.", "messages")
-    encoding = tokenizer.encode(text, add_special_tokens=False)
+    # encode() would hold the interpreter's lock for seconds on a long text, and so every stream.
+    (encoding,) = tokenizer.encode_batch([text], add_special_tokens=False)
     start_tokens = len(token_ids)
     token_ids.extend(encoding.ids)
     offsets = encoding.offsets if len({segment.kind for segment in run}) > 1 else []

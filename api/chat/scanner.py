@@ -1,14 +1,11 @@
 """Finding strings in text that arrives in pieces."""
 
-import re
-
 
 class Scanner:
     """Searches for a fixed set of strings, holding back what may yet become one of them."""
 
     def __init__(self, *terminals: str) -> None:
         self._terminals = tuple(sorted(terminals, key=len, reverse=True))
-        self._pattern = re.compile("|".join(map(re.escape, self._terminals)))
         self._longest = max(map(len, terminals), default=0)
         self._first_characters = frozenset(terminal[0] for terminal in terminals)
 
@@ -21,25 +18,19 @@ class Scanner:
         """
         if not self._terminals:
             return len(text), None
-        match = self._pattern.search(text, start)
-        if match:
-            return self._first_complete(text, match.start(), match.end())
+        # One that begins later may be complete earlier: text that arrives in pieces would stop
+        # there, so whole text must too.
+        found = [
+            (position + len(terminal), position, terminal)
+            for terminal in self._terminals
+            if (position := text.find(terminal, start)) >= 0
+        ]
+        if found:
+            _, border, terminal = min(found)
+            return border, terminal
         for border in range(max(start, len(text) - self._longest + 1), len(text)):
             if text[border] in self._first_characters:
                 suffix = text[border:]
                 if any(terminal.startswith(suffix) for terminal in self._terminals):
                     return border, None
         return len(text), None
-
-    def _first_complete(self, text: str, start: int, end: int) -> tuple[int, str]:
-        """The pattern finds the terminal that begins first; one inside it may be complete earlier.
-
-        Text that arrives in pieces would stop there, so whole text must too.
-        """
-        found = [
-            (position + len(terminal), position, terminal)
-            for terminal in self._terminals
-            if (position := text.find(terminal, start, end)) >= 0
-        ]
-        _, border, terminal = min(found)
-        return border, terminal

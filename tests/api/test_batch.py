@@ -13,6 +13,8 @@ import pytest
 import winnow
 from api.batch import BatchCounts, run_batch
 from api.errors import ApiError
+from engine.client import EngineRefused
+from engine.messages import Refused, Submit
 from tests.api.scripted_engine import MODEL, Scripted
 
 
@@ -76,6 +78,22 @@ def test_bad_lines_do_not_stop_the_others(scripted: Scripted) -> None:
     assert statuses == {"w": 400, "s": 400, "m": 404, "good": 200}
     assert named["w"]["response"]["body"]["error"]["param"] == "n"
     assert scripted.engine.open == 0
+
+
+def test_a_full_queue_is_waited_for(scripted: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines with many choices fill the queue of an offline run; none of them fails for it."""
+    submit, refused = scripted.engine.submit, list[str]()
+
+    async def full_at_first(request: Submit) -> Any:
+        if len(refused) < 3:
+            refused.append(request.id)
+            raise EngineRefused(Refused(request.id, 429, "queue_full", "full", None, 0.01))
+        return await submit(request)
+
+    monkeypatch.setattr(scripted.engine, "submit", full_at_first)
+    counts, results, _ = run(scripted, [line("a", n=3), line("b")], concurrency=2)
+    assert (counts.completed, counts.failed, len(refused)) == (2, 0, 3)
+    assert {result["response"]["status_code"] for result in results} == {200}
 
 
 def test_a_dead_engine_ends_the_run(scripted: Scripted) -> None:

@@ -10,7 +10,7 @@ from api.chat.markers import DSML, THINK_END
 
 @given(st.text())
 def test_text_comes_back_in_whole_characters(encoder: Encoder, text: str) -> None:
-    detokenizer = Detokenizer(encoder.tokenizer)
+    detokenizer = Detokenizer(TokenBytes(encoder.tokenizer))
     parts = [detokenizer.feed([token_id]) for token_id in encoder.encode_text(text)]
     assert "".join(parts) + detokenizer.finish() == text
     if "\ufffd" not in text:
@@ -22,14 +22,30 @@ def test_any_tokens_decode_as_they_do_at_once(tokenizer: Tokenizer, data: st.Dat
     """Also those that are no UTF-8."""
     ids = st.integers(0, tokenizer.get_vocab_size() - 1)
     chunks = data.draw(st.lists(st.lists(ids, max_size=4), max_size=8))
-    detokenizer = Detokenizer(tokenizer)
+    detokenizer = Detokenizer(TokenBytes(tokenizer))
     text = "".join(detokenizer.feed(chunk) for chunk in chunks) + detokenizer.finish()
     whole = [token_id for chunk in chunks for token_id in chunk]
     assert text == tokenizer.decode(whole, skip_special_tokens=False)
 
 
+def test_bytes_that_are_no_text_are_not_held(encoder: Encoder) -> None:
+    """logit_bias can make an answer of them; holding them cost the square of its length."""
+    token_bytes = TokenBytes(encoder.tokenizer)
+    ids = range(encoder.tokenizer.get_vocab_size())
+    (continuation,) = (i for i in ids if token_bytes.of(i) == b"\x80")
+    detokenizer = Detokenizer(token_bytes)
+    assert [detokenizer.feed([continuation]) for _ in range(3)] == ["\ufffd"] * 3
+    assert detokenizer.finish() == ""
+
+
+def test_rows_beyond_the_vocabulary_have_no_text(encoder: Encoder) -> None:
+    detokenizer = Detokenizer(TokenBytes(encoder.tokenizer))
+    beyond = encoder.tokenizer.get_vocab_size()
+    assert detokenizer.feed([beyond]) + detokenizer.finish() == ""
+
+
 def test_markers_are_text_and_ends_are_silent(encoder: Encoder) -> None:
-    detokenizer = Detokenizer(encoder.tokenizer, encoder.stop_token_ids)
+    detokenizer = Detokenizer(TokenBytes(encoder.tokenizer), encoder.stop_token_ids)
     ids = [encoder.think_end_token_id, encoder.dsml_token_id, encoder.eos_token_id]
     assert detokenizer.feed(ids) + detokenizer.finish() == THINK_END + DSML
 

@@ -1,4 +1,6 @@
 import json
+import threading
+import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -64,6 +66,19 @@ def control_count(encoder: Encoder, prompt: Prompt) -> int:
 
 def decode(encoder: Encoder, prompt: Prompt) -> str:
     return str(encoder.tokenizer.decode(prompt.token_ids, skip_special_tokens=False))
+
+
+def test_a_long_text_does_not_stop_other_threads(encoder: Encoder) -> None:
+    """The server encodes long prompts on a thread, and streams go on meanwhile."""
+    text = "the quick brown fox jumps over it. " * 10_000
+    messages = [Message("user", text)]
+    encoding = threading.Thread(target=lambda: encoder.encode(messages, thinking=False))
+    turns = 0
+    encoding.start()
+    while encoding.is_alive():
+        turns += 1
+        time.sleep(0)
+    assert turns > 50
 
 
 def test_golden_greeting_as_tokens(encoder: Encoder) -> None:
