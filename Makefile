@@ -35,7 +35,7 @@ test: $(VENV)/.test ## Lint, types and the tests that need nothing but this mach
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -m "not check and not gpu" $(ARGS)
 
-check: $(VENV)/.test ## The slower tests, some with environments of their own
+check: $(VENV)/.test ## The slower tests: a clean clone that serves, the whole window
 	$(BIN)/python -m pytest -m check $(ARGS)
 
 gpu: $(VENV)/.test ## The tests that need a CUDA device

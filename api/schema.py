@@ -138,6 +138,7 @@ REFUSED = frozenset(
         "guided_json",
         "guided_regex",
         "include_stop_str_in_output",
+        "input_ids",
         "prompt_logprobs",
         "regex",
         "stop_regex",

@@ -16,7 +16,7 @@ import msgspec
 
 from api.chat.detokenizer import Detokenizer, TokenBytes
 from api.chat.encoding import Encoder, Prompt, TokenizerError
-from api.chat.messages import PromptError, check_history, normalise_history
+from api.chat.messages import Message, PromptError, check_history, normalise_history
 from api.chat.parser import OutputParser
 from api.chat.stop import StopMatcher
 from api.chat.template import TemplateError
@@ -80,6 +80,8 @@ class ChatService:
         self._encoder = encoder
         self._token_bytes = TokenBytes(encoder.tokenizer)
         self._logprobs = LogprobWriter(self._token_bytes)
+        ids = range(encoder.tokenizer.get_vocab_size())
+        self._longest_token_bytes = max(len(self._token_bytes.of(token_id)) for token_id in ids)
         fingerprint = hashlib.sha256(repr((names[0], msgspec.to_builtins(engine.ready))).encode())
         self.system_fingerprint = f"fp_{fingerprint.hexdigest()[:12]}"
 
@@ -97,6 +99,10 @@ class ChatService:
     def prepare(self, body: bytes) -> tuple[ChatRequest, Prompt]:
         """Returns the validated request and its prompt. Raises ApiError(400 or 404)."""
         request = read_chat_request(body, self.facts)
+        characters = sum(_characters(message) for message in request.messages)
+        if characters > self.facts.max_model_len * self._longest_token_bytes:
+            # A megabyte too long need not be tokenised to be refused.
+            raise self._too_long(f"at least {characters // self._longest_token_bytes}")
         try:
             check_history(request.messages, request.thinking)
             prompt = self._encoder.encode(
@@ -108,15 +114,17 @@ class ChatService:
             raise invalid(error.message, error.param) from error
         except TemplateError as error:
             raise invalid(f"This checkpoint cannot take tools: {error}", "tools") from error
-        window = self.facts.max_model_len
-        if len(prompt.token_ids) >= window:
-            raise invalid(
-                f"The prompt has {len(prompt.token_ids)} tokens; the window of {window} tokens "
-                "must hold it and at least one more.",
-                "messages",
-                "context_length_exceeded",
-            )
+        if len(prompt.token_ids) >= self.facts.max_model_len:
+            raise self._too_long(str(len(prompt.token_ids)))
         return request, prompt
+
+    def _too_long(self, tokens: str) -> ApiError:
+        return invalid(
+            f"The prompt has {tokens} tokens; the window of {self.facts.max_model_len} tokens "
+            "must hold it and at least one more.",
+            "messages",
+            "context_length_exceeded",
+        )
 
     async def _submit(self, request: ChatRequest, prompt: Prompt) -> ChatTurn:
         request_id = f"chatcmpl-{secrets.token_hex(12)}"
@@ -175,3 +183,9 @@ class ChatService:
             one_call=request.one_call,
             logprobs=self._logprobs if request.sampling.logprobs is not None else None,
         )
+
+
+def _characters(message: Message) -> int:
+    """Characters of a message that reach the prompt in every turn; reasoning may be dropped."""
+    calls = sum(len(call.name) + len(call.arguments) for call in message.tool_calls)
+    return len(message.content) + calls

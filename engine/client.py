@@ -170,6 +170,7 @@ class EngineClient:
         self._encoder = msgspec.msgpack.Encoder()
         self._generations: dict[str, Generation] = {}
         self._listener: asyncio.Task[None] | None = None
+        self._silence_limit_s: float | None = None
 
     @classmethod
     async def start(cls, config: EngineConfig) -> EngineClient:
@@ -198,6 +199,7 @@ class EngineClient:
             await client.close()
             raise
         client.ready = first
+        client._silence_limit_s = config.silence_limit_s
         client._listener = asyncio.create_task(client._listen(), name="engine listener")
         return client
 
@@ -265,9 +267,16 @@ class EngineClient:
         except (asyncio.IncompleteReadError, ConnectionError):
             return None
 
+    async def _hear(self) -> FromEngine | None:
+        """The next message; raises TimeoutError after the longest silence allowed."""
+        return await asyncio.wait_for(self._receive(), timeout=self._silence_limit_s)
+
     async def _listen(self) -> None:
         try:
             why = await self._dispatch()
+        except TimeoutError:
+            self.process.kill()
+            why = f"the engine was silent for {self._silence_limit_s:g} seconds"
         except (ValueError, msgspec.DecodeError) as error:
             self.process.kill()
             why = f"the engine sent a broken message: {error}"
@@ -276,7 +285,7 @@ class EngineClient:
     async def _dispatch(self) -> str:
         """Hands messages to their generations until the socket closes; returns why it did."""
         failed: FromEngine | None = None
-        while (message := await self._receive()) is not None:
+        while (message := await self._hear()) is not None:
             match message:
                 case Outputs(outputs=outputs):
                     for output in outputs:

@@ -50,6 +50,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Share of the CUDA device's memory the engine may fill, weights included."""
     enable_prefix_caching: bool = True
     """Keep pages of ended requests for later prompts that begin alike."""
+    silence_limit_s: float = 300.0
+    """An engine that sends nothing for so long counts as dead; it reports four times a second
+    between steps, so the limit must exceed the longest step."""
     threads: int | None = None
     """CPU threads of the engine; None: one per core."""
 
@@ -67,6 +70,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         at_least("indexer_workspace_bytes", 1)
         at_least("kv_cache_bytes", 1)
         at_least("threads", 1)
+        at_least("silence_limit_s", 1)
         if not 0.0 < self.gpu_memory_utilization <= 1.0:
             raise ConfigError(
                 f"--gpu-memory-utilization is {self.gpu_memory_utilization}; it must be in (0, 1]"

@@ -103,8 +103,8 @@ class EngineCore:
         match message:
             case Submit():
                 self._submit(message)
-            case Stop(id=request_id, choice=choice):
-                self._publish(self.scheduler.stop(request_id, choice))
+            case Stop(id=request_id, choice=choice, at_token=at_token):
+                self._publish(self.scheduler.stop(request_id, choice, at_token))
             case Abort(id=request_id):
                 self._publish(self.scheduler.abort(request_id))
             case TurnEnded():

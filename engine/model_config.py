@@ -215,11 +215,11 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
 class GenerationDefaults(msgspec.Struct, frozen=True, kw_only=True):
     """What `generation_config.json` asks for where a request is silent; None: no wish."""
 
-    temperature: Annotated[float, msgspec.Meta(ge=0.0)] | None = None
+    temperature: Annotated[float, msgspec.Meta(ge=0.0, le=2.0)] | None = None
     top_p: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)] | None = None
     top_k: Index | None = None
     min_p: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] | None = None
-    repetition_penalty: Positive | None = None
+    repetition_penalty: Annotated[float, msgspec.Meta(gt=0.0, le=2.0)] | None = None
     max_new_tokens: Count | None = None
     eos_token_ids: tuple[int, ...] = ()
 

@@ -171,8 +171,16 @@ class Scheduler:
         self._priorities[request_id] = priority
         return len(self._hits(first)) * config.page_tokens
 
-    def stop(self, request_id: str, choice: int) -> list[Choice]:
-        """Ends one choice that runs or waits, as at a stop token; unknown ones are ignored."""
+    def stop(self, request_id: str, choice: int, at_token: int) -> list[Choice]:
+        """Ends one choice after its `at_token`-th generated token; unknown ones are ignored.
+
+        Tokens generated beyond it are dropped: the turn's pages end where its text ended.
+        """
+        for sequence in self._requests.get(request_id, ()):
+            if sequence.choice == choice:
+                kept = sequence.prompt_tokens + max(0, at_token)
+                del sequence.token_ids[kept:]
+                sequence.computed_tokens = min(sequence.computed_tokens, kept)
         return self._end_early(request_id, "stop", choice)
 
     def abort(self, request_id: str) -> list[Choice]:
@@ -396,10 +404,12 @@ class Scheduler:
         """Place in the queue; the highest is preempted first."""
         return self._priorities[sequence.request_id], sequence.arrival
 
-    def _release(self, sequence: Sequence, idle_class: IdleClass = "stable") -> None:
+    def _release(self, sequence: Sequence, keep: int | None = None) -> None:
+        """Gives slot and pages back; pages after the first `keep` hold nothing worth keeping."""
         # Tail first: of one sequence's idle pages the last are the first to be evicted.
-        for page in reversed(sequence.pages):
-            self.pool.release(page, idle_class)
+        for index, page in reversed(list(enumerate(sequence.pages))):
+            kind: IdleClass = "stable" if keep is None or index < keep else "dead"
+            self.pool.release(page, kind)
         sequence.pages = []
         sequence.published_pages = 0
         if sequence.slot >= 0:
@@ -426,7 +436,7 @@ class Scheduler:
         self._ended[(sequence.request_id, sequence.choice)] = sequence.keys[:full]
         while len(self._ended) > 4 * self.config.max_num_seqs:
             del self._ended[next(iter(self._ended))]
-        self._release(sequence)
+        self._release(sequence, keep=full)
         siblings = self._requests[sequence.request_id]
         siblings.remove(sequence)
         if not siblings:

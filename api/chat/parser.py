@@ -52,6 +52,9 @@ _PARAMETER_HEAD_END = re.compile(f'">|</?{DSML}')
 _STRING_TRUE = '" string="true">'
 _STRING_FALSE = '" string="false">'
 
+LONGEST_NAME = 1000
+"""Characters of a function or parameter name; each new token scans the pending one again."""
+
 _ID_ALPHABET = string.ascii_letters + string.digits
 
 
@@ -215,6 +218,8 @@ class OutputParser:
         match = _NAME.match(self._buffer, self._cursor)
         end = match.end() if match else self._cursor
         closer = self._buffer[end : end + 2]
+        if end - self._cursor > LONGEST_NAME:
+            return self._fail("a function name without an end")
         if closer in ("", '"'):
             return False
         name = self._buffer[self._cursor : end]
@@ -251,6 +256,8 @@ class OutputParser:
     def _parameter_head(self) -> bool:
         match = _PARAMETER_HEAD_END.search(self._buffer, self._cursor)
         if match is None:
+            if len(self._buffer) - self._cursor > LONGEST_NAME:
+                return self._fail("a parameter name without an end")
             return False
         head = self._buffer[self._cursor : match.end()]
         if not head.endswith((_STRING_TRUE, _STRING_FALSE)):

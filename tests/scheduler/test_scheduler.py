@@ -234,11 +234,27 @@ def test_choices_share_the_prompt_of_the_first() -> None:
     assert replica.runner.computed_tokens == 10 + 1 + 2 * (2 + 1)
 
 
+def test_pages_beyond_a_stop_are_not_worth_keeping() -> None:
+    replica = Replica()
+    replica.submit("a", PROMPT, Sampling(max_tokens=40, ignore_eos=True))
+    for _ in range(13):
+        replica.step()
+    (sequence,) = replica.scheduler.running
+    assert (sequence.computed_tokens, sequence.generated_tokens) == (22, 13)
+    news = replica.scheduler.stop("a", 0, 5)
+    assert [n.finish for n in news] == ["stop"]
+    # 15 tokens are kept: 3 full pages of 4; those after them were published but hold dropped text.
+    idle = replica.scheduler.pool.idle_pages
+    assert (idle["stable"], idle["dead"]) == (3, 2)
+    replica.scheduler.turn_ended("a", 0, "tool_calls", None)
+    assert replica.scheduler.pool.idle_pages["awaited"] == 3
+
+
 def test_choices_go_on_when_the_first_is_stopped_before_its_prompt_is_done() -> None:
     replica = Replica(max_num_batched_tokens=4)
     replica.submit("a", PROMPT, Sampling(max_tokens=2, ignore_eos=True), n=2)
     replica.step()
-    replica.scheduler.stop("a", 0)
+    replica.scheduler.stop("a", 0, 0)
     news = replica.finish()
     assert {n.choice for n in news} == {1} and news[-1].finish == "length"
 

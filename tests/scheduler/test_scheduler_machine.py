@@ -124,7 +124,8 @@ class Traffic(RuleBasedStateMachine):
     @rule(data=st.data())
     def stop(self, data: st.DataObject) -> None:
         request_id, choice = data.draw(st.sampled_from(sorted(self.open)))
-        news = self.do(lambda scheduler: scheduler.stop(request_id, choice))
+        at_token = data.draw(st.integers(0, 12))
+        news = self.do(lambda scheduler: scheduler.stop(request_id, choice, at_token))
         assert [(c.request_id, c.choice, c.finish) for c in news] == [(request_id, choice, "stop")]
         self.take(news)
 
@@ -141,7 +142,7 @@ class Traffic(RuleBasedStateMachine):
     @rule()
     def news_about_strangers_is_ignored(self) -> None:
         assert self.do(lambda scheduler: scheduler.abort("nobody")) == []
-        assert self.do(lambda scheduler: scheduler.stop("nobody", 0)) == []
+        assert self.do(lambda scheduler: scheduler.stop("nobody", 0, 1)) == []
 
     @precondition(lambda self: self.ended)
     @rule(
