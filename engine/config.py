@@ -42,7 +42,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_queued_requests: int = 1024
     """Requests waiting, each of their n choices counted; one more is refused with 429."""
     indexer_workspace_bytes: int = 128 * 2**20
-    """Limit of the indexer's score matrix: the sum over a step's rows of count x context x 4."""
+    """Limit of the indexer's score matrix: the sum over a step's rows of count x context x 4;
+    selecting from it takes four times as much at its peak."""
     kv_cache_bytes: int | None = None
     """Memory for pages; None: on the CPU a quarter of what is free, at most 4 GiB; on CUDA what
     --gpu-memory-utilization leaves."""

@@ -17,7 +17,9 @@ from engine.messages import Ready
 from engine.model import DeepseekV32
 from engine.model_config import GenerationDefaults, ModelConfig, field_error
 from engine.runner import Runner
+from kernels.attention import WORKSPACE_BYTES
 from kernels.cache import CacheDtype
+from kernels.topk import PEAK_BYTES_PER_SCORE
 from scheduler.forms import FormPolicy, break_even_tokens
 from scheduler.scheduler import Scheduler, SchedulerConfig
 
@@ -108,7 +110,8 @@ def load_replica(config: EngineConfig, *, progress: bool = True) -> Replica:
             "weights": weights_bytes,
             "latent_pages": latent_bytes,
             "index_key_pages": pages * page_bytes - latent_bytes,
-            "indexer_workspace": config.indexer_workspace_bytes,
+            "indexer_workspace": _selection_bytes(config),
+            "attention_workspace": 2 * WORKSPACE_BYTES,
         },
         device=str(device),
         dtype=str(dtype).removeprefix("torch."),
@@ -154,6 +157,11 @@ def _layout(
     return CacheLayout(latent, index)
 
 
+def _selection_bytes(config: EngineConfig) -> int:
+    """Peak memory of scoring and selecting, whose score matrix the scheduler bounds."""
+    return config.indexer_workspace_bytes // 4 * PEAK_BYTES_PER_SCORE
+
+
 def _cache_bytes(config: EngineConfig, device: torch.device) -> int:
     """Returns the memory for pages; on CUDA after the weights were loaded."""
     if config.kv_cache_bytes is not None:
@@ -161,7 +169,8 @@ def _cache_bytes(config: EngineConfig, device: torch.device) -> int:
     if device.type == "cuda":
         free_bytes, total_bytes = torch.cuda.mem_get_info(device)
         reserved_bytes = round(total_bytes * (1 - config.gpu_memory_utilization))
-        return max(0, free_bytes - reserved_bytes - config.indexer_workspace_bytes)
+        workspace_bytes = _selection_bytes(config) + 2 * WORKSPACE_BYTES
+        return max(0, free_bytes - reserved_bytes - workspace_bytes)
     return min(_available_bytes() // 4, CPU_CACHE_LIMIT_BYTES)
 
 

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 NONE = -1
+PEAK_BYTES_PER_SCORE = 16
+"""Scores, their copy without NaN, int32 ranks of the ties, and four masks: held at once."""
 
 
 def select_top_k(scores: Tensor, k: int) -> Tensor:
