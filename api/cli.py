@@ -50,6 +50,7 @@ ENGINE_GROUPS = {
         "kv_cache_dtype",
         "index_dtype",
         "threads",
+        "silence_limit_s",
     ),
 }
 GROUPS = {
