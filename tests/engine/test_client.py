@@ -259,6 +259,21 @@ def test_a_killed_engine_is_noticed_by_running_waiting_and_later_requests(
     alone(scenario())
 
 
+def test_a_stuck_engine_is_reported_dead(checkpoint: Path) -> None:
+    async def scenario() -> None:
+        client = await EngineClient.start(config(checkpoint, silence_limit_s=1.0))
+        running = await client.submit(Submit("running", PROMPT, ENDLESS))
+        os.kill(client.process.pid, signal.SIGSTOP)
+        with pytest.raises(EngineDead, match="silent for 1 seconds"):
+            await read(running)
+        with pytest.raises(EngineDead, match="silent"):
+            await client.submit(Submit("later", PROMPT, SHORT))
+        assert await client.process.wait() == -signal.SIGKILL
+        await client.close()
+
+    alone(scenario())
+
+
 def test_an_error_in_a_step_is_the_reason_every_request_hears(checkpoint: Path) -> None:
     async def scenario() -> None:
         client = await EngineClient.start(config(checkpoint))
