@@ -44,6 +44,8 @@ class Mix(msgspec.Struct, frozen=True, kw_only=True):
     tool_count: tuple[int, int] = (1, 3)
     tool_turns: tuple[int, int] = (1, 3)
     chain: float = 0.25
+    usual: float = 0.5
+    """Share of tool and parameter names in their usual spelling."""
     thinking: float = 0.5
 
 
@@ -81,6 +83,7 @@ def draw_case(rng: Random, mix: Mix, split: Split = "train") -> Case:
             rng.randint(*mix.tool_turns),
             rng.randint(*mix.tool_count),
             rng.choice((0.0, 2 * mix.chain)),
+            usual=mix.usual,
         ),
         "mixed": lambda: mixed_case(
             rng,
@@ -89,6 +92,7 @@ def draw_case(rng: Random, mix: Mix, split: Split = "train") -> Case:
             rng.randint(*mix.fact_count),
             rng.randint(*mix.tool_count),
             rng.randint(*mix.filler),
+            mix.usual,
         ),
     }
     shares = [getattr(mix, kind) for kind in kinds]

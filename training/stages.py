@@ -84,6 +84,7 @@ LONG = Mix(
     tool_count=(1, 6),
     tool_turns=(2, 7),
     chain=0.3,
+    usual=0.8,
 )
 RECIPE = Recipe(
     seed=20,
@@ -110,7 +111,7 @@ RECIPE = Recipe(
         ),
         Stage(
             name="warmup",
-            steps=30,
+            steps=130,
             rows=4,
             length_tokens=1024,
             mix=LONG,
@@ -123,7 +124,7 @@ RECIPE = Recipe(
         ),
         Stage(
             name="sparse",
-            steps=100,
+            steps=120,
             rows=4,
             length_tokens=1024,
             mix=LONG,
@@ -131,10 +132,10 @@ RECIPE = Recipe(
             mode="sparse",
             mtp_weight=0.1,
             mtp_rows=2,
-            matrix_rate=1e-3,
-            vector_rate=6e-4,
+            matrix_rate=1.5e-3,
+            vector_rate=8e-4,
             prompt_weight=0.05,
-            decay=100,
+            decay=110,
             final_factor=0.02,
             quantise=True,
         ),
@@ -156,8 +157,8 @@ def _evaluation(kind: str, **shape: object) -> dict[int, Mix]:
 
 def _tools(chain: float) -> dict[int, Mix]:
     return {
-        512: Mix(tools=1.0, tool_count=(2, 4), tool_turns=(1, 2), chain=chain),
-        1024: Mix(tools=1.0, tool_count=(3, 8), tool_turns=(2, 5), chain=chain),
+        512: Mix(tools=1.0, tool_count=(2, 4), tool_turns=(1, 2), chain=chain, usual=LONG.usual),
+        1024: Mix(tools=1.0, tool_count=(3, 8), tool_turns=(2, 5), chain=chain, usual=LONG.usual),
     }
 
 
@@ -165,12 +166,23 @@ EVALUATION: dict[str, dict[int, Mix]] = {
     "chat": {256: Mix(chat=1.0)},
     "facts": _evaluation("facts", unknown=0.0),
     "unknown": _evaluation("facts", unknown=1.0),
-    "tool": {256: Mix(tools=1.0, tool_count=(1, 1), tool_turns=(1, 1), chain=0.0)} | _tools(0.0),
+    "tool": _tools(0.0),
     "chain": _tools(0.5),
     "mixed": {
-        512: Mix(mixed=1.0, fact_count=(2, 12), questions=(2, 4), tool_count=(1, 3)),
+        512: Mix(
+            mixed=1.0,
+            fact_count=(2, 12),
+            questions=(2, 4),
+            tool_count=(1, 3),
+            usual=LONG.usual,
+        ),
         1024: Mix(
-            mixed=1.0, fact_count=(4, 40), questions=(3, 6), tool_count=(2, 5), filler=(0, 30)
+            mixed=1.0,
+            fact_count=(4, 40),
+            questions=(3, 6),
+            tool_count=(2, 5),
+            filler=(0, 30),
+            usual=LONG.usual,
         ),
     },
 }

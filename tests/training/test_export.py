@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from engine.llm import LLM
-from scheduler.request import Sampling
+from engine.messages import Sampling
 from tests.checkpoints import is_fp8_linear, tensor_shapes
 from training.config import ModelConfig
 from training.export import export, read_checkpoint

@@ -93,7 +93,7 @@ def chat_case(rng: Random, split: Split, turns: int) -> Case:
     return Case("chat", rng.choice(SYSTEMS), (), tuple(made))
 
 
-def draw_tools(rng: Random, needed: list[str], count: int) -> dict[str, Tool]:
+def draw_tools(rng: Random, needed: list[str], count: int, usual: float = 0.5) -> dict[str, Tool]:
     """`count` tools in random order, among them one for each needed ability."""
     clash = {"weather": "sky", "sky": "weather"}
     chosen = list(needed)
@@ -106,7 +106,7 @@ def draw_tools(rng: Random, needed: list[str], count: int) -> dict[str, Tool]:
             chosen.append(other)
     rng.shuffle(chosen)
     taken: set[str] = set()
-    return {ability: draw_tool(rng, ability, taken) for ability in chosen}
+    return {ability: draw_tool(rng, ability, taken, usual) for ability in chosen}
 
 
 def _schemas(tools: dict[str, Tool]) -> tuple[dict[str, Any], ...]:
@@ -114,11 +114,21 @@ def _schemas(tools: dict[str, Tool]) -> tuple[dict[str, Any], ...]:
 
 
 def tool_case(
-    rng: Random, split: Split, turns: int, tools: int, chain: float, other: float = 0.2
+    rng: Random,
+    split: Split,
+    turns: int,
+    tools: int,
+    chain: float,
+    *,
+    other: float = 0.2,
+    usual: float = 0.5,
 ) -> Case:
-    """Tool loops; `chain` is the share of two-step ones, `other` that of turns without a call."""
+    """Tool loops; `chain` is the share of two-step ones, `other` that of turns without a call.
+
+    `usual` is the share of names in their usual spelling.
+    """
     picked = rng.choice(CHAINS)
-    box = draw_tools(rng, [picked.first, picked.second] if chain > 0 else [], max(tools, 1))
+    box = draw_tools(rng, [picked.first, picked.second] if chain > 0 else [], max(tools, 1), usual)
     number = 1
     makers: list[Turn] = []
     for index in range(turns):
@@ -145,12 +155,19 @@ def tool_case(
 
 
 def mixed_case(
-    rng: Random, split: Split, turns: int, facts: int, tools: int, filler: int = 0
+    rng: Random,
+    split: Split,
+    turns: int,
+    facts: int,
+    tools: int,
+    filler: int = 0,
+    usual: float = 0.5,
 ) -> Case:
     """Facts, tools and small talk in one conversation."""
     known = draw_facts(rng, facts)
     picked = rng.choice(CHAINS)
-    box = draw_tools(rng, [picked.first, picked.second] if rng.random() < 0.3 else [], tools)
+    linked = [picked.first, picked.second] if rng.random() < 0.3 else []
+    box = draw_tools(rng, linked, tools, usual)
     has_chain = picked.first in box and picked.second in box
     makers: list[Callable[[str], Turn]] = []
     for index in range(turns):

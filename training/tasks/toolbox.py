@@ -226,20 +226,22 @@ def draw_argument(rng: Random, kind: str) -> str:
     return rng.choice(NOTES) if kind == "note" else draw(rng, kind)
 
 
-def draw_tool(rng: Random, ability: str, taken: set[str]) -> Tool:
-    """A spelling of `ability` whose name is not taken; adds its name to `taken`."""
+def draw_tool(rng: Random, ability: str, taken: set[str], usual: float = 0.5) -> Tool:
+    """A spelling of `ability` whose name is not taken; adds its name to `taken`.
+
+    Names are with probability `usual` the first of their alternatives, else any of them.
+    """
     spec = ABILITIES[ability]
     free = [name for name in spec.names.split("|") if name not in taken]
     if not free:
         raise ValueError(f"every name of {ability!r} is taken: {sorted(taken)}")
-    # The first spelling is the usual one, and half of all schemas use it.
-    name = free[0] if rng.random() < 0.5 else rng.choice(free)
+    name = free[0] if rng.random() < usual else rng.choice(free)
     taken.add(name)
     described, closed = rng.random() < 0.15, rng.random() < 0.1
     properties: dict[str, Any] = {}
     for names, _, json_type in spec.parameters:
         options = [one for one in names.split("|") if one not in properties]
-        parameter = options[0] if rng.random() < 0.5 else rng.choice(options)
+        parameter = options[0] if rng.random() < usual else rng.choice(options)
         properties[parameter] = {"type": json_type}
         if described:
             properties[parameter]["description"] = f"The {parameter}"
