@@ -40,8 +40,9 @@ def test_the_question_is_answered_from_its_facts(server: ServerProcess) -> None:
     assert "Paris" in run(EXAMPLES[0], server)
 
 
-def test_the_tool_loop_takes_two_steps(server: ServerProcess) -> None:
+def test_the_tool_loop_calls_reads_and_answers(server: ServerProcess) -> None:
+    # How many steps the small model takes is its own affair, and graded by training.evaluate.
     said = run(EXAMPLES[1], server)
-    assert said.count("calls:") == 2
-    assert said.count("thinks:") == 3
+    assert 'find_city {"name": "Anna"} -> Paris' in said
+    assert said.count("thinks:") == said.count("calls:") + 1
     assert "answers:" in said
