@@ -27,9 +27,10 @@ from engine.messages import (
     TurnEnded,
 )
 from engine.runner import Runner
+from scheduler.outcome import Choice, Refusal
 from scheduler.plan import StepPlan, StepResult
 from scheduler.retention import flip_point
-from scheduler.scheduler import Choice, Refusal, Scheduler
+from scheduler.scheduler import Scheduler
 
 SNAPSHOT_INTERVAL_S = 0.25
 RATE_SMOOTHING = 0.2

@@ -16,9 +16,10 @@ from tqdm import tqdm
 
 from engine.config import EngineConfig
 from engine.loading import load_replica
+from scheduler.outcome import Refusal
 from scheduler.plan import TokenLogprobs
 from scheduler.request import FinishReason, Sampling
-from scheduler.scheduler import Refusal, Scheduler
+from scheduler.scheduler import Scheduler
 
 
 class Completion(msgspec.Struct):

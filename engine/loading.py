@@ -20,8 +20,9 @@ from engine.runner import Runner
 from kernels.attention import WORKSPACE_BYTES
 from kernels.cache import CacheDtype
 from kernels.topk import PEAK_BYTES_PER_SCORE
+from scheduler.config import SchedulerConfig
 from scheduler.forms import FormPolicy, break_even_tokens
-from scheduler.scheduler import Scheduler, SchedulerConfig
+from scheduler.scheduler import Scheduler
 
 IDLE_FACTOR = 4
 """Pages beyond this multiple of what running sequences can hold are not worth their memory."""

@@ -14,54 +14,13 @@ from __future__ import annotations
 from bisect import insort
 from typing import Literal, NamedTuple
 
-import msgspec
-
-from scheduler.forms import FormPolicy
+from scheduler.budget import Budget
+from scheduler.config import SchedulerConfig
+from scheduler.outcome import Choice, Refusal
 from scheduler.pages import IdleClass, OutOfPages, PagePool
-from scheduler.plan import NewSlot, Prepare, Row, StepPlan, StepResult, TokenLogprobs
+from scheduler.plan import NewSlot, Prepare, Row, StepPlan, StepResult
 from scheduler.prefix import extend_keys, root_key
 from scheduler.request import FinishReason, Sampling, Sequence
-
-
-class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """Limits of one replica."""
-
-    total_pages: int
-    page_tokens: int
-    max_model_len: int
-    """Longest sequence, prompt and output, in tokens."""
-    max_num_seqs: int
-    max_num_batched_tokens: int
-    max_queued_requests: int
-    indexer_workspace_bytes: int
-    """Limit of a step's index scores: sum over scored rows of count x context x 4 bytes."""
-    forms: FormPolicy
-    eos_token_ids: tuple[int, ...]
-    prefix_caching: bool = True
-    boot_secret: bytes = b""
-    weight_version: str = ""
-
-
-class Refusal(msgspec.Struct, frozen=True):
-    """Why a request cannot be taken; an HTTP status and the field it is about."""
-
-    status: int
-    code: str
-    message: str
-    param: str | None = None
-
-
-class Choice(NamedTuple):
-    """News of one choice after a step."""
-
-    request_id: str
-    choice: int
-    token_ids: list[int]
-    logprobs: list[TokenLogprobs] | None
-    finish: FinishReason | None
-    stop_token: int | None = None
-    cached_tokens: int | None = None
-    """With a choice's first token: how much of its prompt was found in the cache."""
 
 
 class Waiting(NamedTuple):
@@ -460,41 +419,3 @@ class Scheduler:
 
 def _needs_many(sequence: Sequence) -> bool:
     return len(sequence.token_ids) - sequence.computed_tokens > 1
-
-
-class Budget:
-    """What is left of a step: tokens, and bytes of index scores."""
-
-    def __init__(self, config: SchedulerConfig) -> None:
-        self.forms = config.forms
-        self.tokens = config.max_num_batched_tokens
-        self.score_bytes = config.indexer_workspace_bytes
-        self.rows = 0
-
-    def fit(self, sequence: Sequence, wanted: int) -> int:
-        """Returns how many of the wanted tokens fit; the first row of a step always gets one."""
-        count = min(wanted, self.tokens)
-        start = sequence.computed_tokens
-        # Rows without scores always fit, also after a first row that took more than there was.
-        while count and self._scores(start, count) > max(0, self.score_bytes):
-            if count == 1:
-                return 0 if self.rows else 1
-            # Largest c with c * (start + c) * 4 bytes within the budget lies in [count / 2, count]
-            # or below; halving finds a fitting one in few steps.
-            count //= 2
-        return count
-
-    def spend(self, start: int, count: int) -> None:
-        self.tokens -= count
-        self.score_bytes -= self._scores(start, count)
-        self.rows += 1
-
-    def give_back(self, start: int, count: int) -> None:
-        """The row will not run after all."""
-        self.tokens += count
-        self.score_bytes += self._scores(start, count)
-        self.rows -= 1
-
-    def _scores(self, start: int, count: int) -> int:
-        scored = self.forms.form(start, count) in ("mqa", "masked_mha")
-        return count * (start + count) * 4 if scored else 0

@@ -86,6 +86,9 @@ LONG = Mix(
     chain=0.3,
     usual=0.8,
 )
+POLISH = msgspec.structs.replace(
+    LONG, facts=0.36, tools=0.42, mixed=0.16, fact_count=(3, 40), chain=0.45, unknown=0.2, usual=0.6
+)
 RECIPE = Recipe(
     seed=20,
     model=ModelConfig(vocab_size=3072),
@@ -136,6 +139,23 @@ RECIPE = Recipe(
             vector_rate=8e-4,
             prompt_weight=0.05,
             decay=110,
+            final_factor=0.02,
+            quantise=True,
+        ),
+        Stage(
+            name="polish",
+            steps=150,
+            rows=4,
+            length_tokens=1024,
+            mix=POLISH,
+            yarn=True,
+            mode="sparse",
+            mtp_weight=0.1,
+            mtp_rows=2,
+            matrix_rate=1.6e-3,
+            vector_rate=8e-4,
+            prompt_weight=0.02,
+            decay=140,
             final_factor=0.02,
             quantise=True,
         ),

@@ -15,10 +15,12 @@ from engine.model import DeepseekV32
 from engine.model_config import ModelConfig
 from engine.runner import Runner
 from kernels.cache import CacheDtype
+from scheduler.config import SchedulerConfig
 from scheduler.forms import FormPolicy
+from scheduler.outcome import Choice
 from scheduler.plan import StepPlan
 from scheduler.request import Sampling
-from scheduler.scheduler import Choice, Scheduler, SchedulerConfig
+from scheduler.scheduler import Scheduler
 from tests.checkpoints import random_weights, tiny_config
 
 FIELDS = tiny_config(num_nextn_predict_layers=0, num_hidden_layers=2, kv_lora_rank=128)

@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from engine.llm import LLM, PromptRefused
+from scheduler.config import SchedulerConfig
 from scheduler.forms import FormPolicy
+from scheduler.outcome import Choice, Refusal
 from scheduler.plan import StepPlan, StepResult
 from scheduler.request import FinishReason, Sampling
-from scheduler.scheduler import Choice, Refusal, Scheduler, SchedulerConfig
+from scheduler.scheduler import Scheduler
 from tests.checkpoints import random_weights, tiny_config, write_checkpoint
 from tests.reference_model import ReferenceModel
 

@@ -13,8 +13,8 @@ from engine.config import ConfigError, EngineConfig
 from engine.loading import Replica, load_replica
 from engine.model_config import CheckpointError
 from kernels.cache import CacheDtype
+from scheduler.outcome import Refusal
 from scheduler.request import Sampling
-from scheduler.scheduler import Refusal
 
 PAGE_BYTES = 2 * 64 * (48 + 32) * 4
 """Two layers of 64 tokens with 32 + 16 latent values and 32 index values in float32."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from zlib import crc32
 
+from scheduler.config import SchedulerConfig
 from scheduler.pages import PagePool
 from scheduler.plan import StepPlan, StepResult
-from scheduler.scheduler import SchedulerConfig
 
 History = tuple[str, tuple[int, ...]]
 """What a cache slot holds: whose tokens, and all tokens up to and including its own."""

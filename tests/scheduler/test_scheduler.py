@@ -4,10 +4,13 @@ from typing import Any
 
 import pytest
 
+from scheduler.budget import Budget
+from scheduler.config import SchedulerConfig
 from scheduler.forms import FormPolicy
+from scheduler.outcome import Choice, Refusal
 from scheduler.plan import StepPlan
 from scheduler.request import Sampling
-from scheduler.scheduler import Budget, Choice, Refusal, Scheduler, SchedulerConfig
+from scheduler.scheduler import Scheduler
 from tests.scheduler.fake_runner import FakeRunner
 
 PAGE = 4

@@ -10,10 +10,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from scheduler.config import SchedulerConfig
 from scheduler.forms import FormPolicy
+from scheduler.outcome import Choice, Refusal
 from scheduler.plan import StepPlan, StepResult
 from scheduler.request import Sampling
-from scheduler.scheduler import Choice, Refusal, Scheduler, SchedulerConfig
+from scheduler.scheduler import Scheduler
 from tests.scheduler.fake_runner import FakeRunner
 
 PAGE_TOKENS = 4

@@ -1,0 +1,32 @@
+"""What the scheduler says of a request: refused, or news of its choices."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import msgspec
+
+from scheduler.plan import TokenLogprobs
+from scheduler.request import FinishReason
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """Why a request cannot be taken; an HTTP status and the field it is about."""
+
+    status: int
+    code: str
+    message: str
+    param: str | None = None
+
+
+class Choice(NamedTuple):
+    """News of one choice after a step."""
+
+    request_id: str
+    choice: int
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs] | None
+    finish: FinishReason | None
+    stop_token: int | None = None
+    cached_tokens: int | None = None
+    """With a choice's first token: how much of its prompt was found in the cache."""
