@@ -11,6 +11,8 @@ from training.model import Context, DeepseekV32
 
 PROMPT_STRIDE = 4
 """Only every fourth prompt token is a target: the vocabulary product is dear on a CPU."""
+TARGET_ROWS = 128
+"""Targets are padded to a multiple of this with targets of weight 0: new shapes are dear, too."""
 
 
 def token_loss(
@@ -30,10 +32,13 @@ def token_loss(
     weight[document[:, :length] == 0] = 0.0
     sampled = torch.arange(length) % PROMPT_STRIDE == phase % PROMPT_STRIDE
     weight = torch.where(weight < 1.0, weight * sampled * PROMPT_STRIDE, weight)
-    chosen = weight > 0
-    logits = model.logits(hidden[:, :length][chosen], dtype)
-    losses = F.cross_entropy(logits, target[chosen], reduction="none")
-    return (losses * weight[chosen]).sum() / weight.sum().clamp_min(1.0)
+    flat = weight.flatten()
+    chosen = flat.nonzero().squeeze(1)
+    spare = -len(chosen) % TARGET_ROWS
+    chosen = torch.cat((chosen, (flat == 0).nonzero().squeeze(1)[:spare]))
+    logits = model.logits(hidden[:, :length].flatten(0, 1)[chosen], dtype)
+    losses = F.cross_entropy(logits, target.flatten()[chosen], reduction="none")
+    return (losses * flat[chosen]).sum() / flat.sum().clamp_min(1.0)
 
 
 def stage_loss(

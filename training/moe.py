@@ -65,42 +65,53 @@ class Router(nn.Module):
         self.load.zero_()
 
 
-class Dispatch(torch.autograd.Function):
-    """Rows of x [N, hidden] copied to their `top` experts' places: output [N * top, hidden].
+EXPERT_ROWS = 64
+"""Each expert's tokens are padded to a multiple of this.
 
-    A custom backward, because each row has exactly `top` copies: gathering and adding them is much
-    cheaper than the scattered accumulation autograd would use.
+A matrix product of a shape not seen before costs a CPU more to generate code for than to compute,
+and the experts' loads differ in every step; padded, few shapes are left.
+"""
+
+
+class Dispatch(torch.autograd.Function):
+    """Rows of x [N, hidden] copied to their `top` experts' places: output [places, hidden].
+
+    `source` [places] is the row of each place (any row where a place is padding), `place` [N * top]
+    the place of each copy. A custom backward, because each row has exactly `top` copies: gathering
+    and adding them is much cheaper than the scattered accumulation autograd would use.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, order: Tensor, position: Tensor, top: int) -> Tensor:
-        ctx.save_for_backward(position)
+    def forward(ctx: Any, x: Tensor, source: Tensor, place: Tensor, top: int) -> Tensor:
+        ctx.save_for_backward(place)
         ctx.top = top
-        return x.index_select(0, order // top)
+        return x.index_select(0, source)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        (position,) = ctx.saved_tensors
-        gathered = gradients[0].index_select(0, position)
+        (place,) = ctx.saved_tensors
+        gathered = gradients[0].index_select(0, place)
         return gathered.unflatten(0, (-1, ctx.top)).sum(1), None, None, None
 
 
 class Collect(torch.autograd.Function):
-    """Expert outputs [N * top, hidden] brought back to token order; the inverse permutation."""
+    """Expert outputs [places, hidden] brought back to token order: [N * top, hidden]."""
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, order: Tensor, position: Tensor) -> Tensor:
-        ctx.save_for_backward(order)
-        return y.index_select(0, position)
+    def forward(ctx: Any, y: Tensor, place: Tensor) -> Tensor:
+        ctx.save_for_backward(place)
+        ctx.places = y.shape[0]
+        return y.index_select(0, place)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        (order,) = ctx.saved_tensors
-        return gradients[0].index_select(0, order), None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (place,) = ctx.saved_tensors
+        spread = gradients[0].new_zeros(ctx.places, gradients[0].shape[1])
+        return spread.index_copy_(0, place, gradients[0]), None
 
 
 dispatch: Callable[[Tensor, Tensor, Tensor, int], Tensor] = Dispatch.apply
-collect: Callable[[Tensor, Tensor, Tensor], Tensor] = Collect.apply
+collect: Callable[[Tensor, Tensor], Tensor] = Collect.apply
 
 
 class Experts(nn.Module):
@@ -125,13 +136,18 @@ class Experts(nn.Module):
         flat = chosen.flatten()
         order = flat.argsort(stable=True)
         load = torch.bincount(flat, minlength=gate_up.shape[0])
-        position = torch.empty_like(order).scatter_(0, order, torch.arange(order.numel()))
-        parts = dispatch(x, order, position, top).split(load.tolist())
+        room = (load + EXPERT_ROWS - 1) // EXPERT_ROWS * EXPERT_ROWS
+        shift = (room - load).cumsum(0) - (room - load)
+        sorted_place = torch.arange(order.numel()) + shift.repeat_interleave(load)
+        place = torch.empty_like(order).scatter_(0, order, sorted_place)
+        source = torch.zeros(int(room.sum()), dtype=torch.int64)
+        source[sorted_place] = order // top
+        parts = dispatch(x, source, place, top).split(room.tolist())
         outputs = []
         for part, first, second in zip(parts, gate_up.unbind(0), down.unbind(0), strict=True):
             gate, up = F.linear(part, first).chunk(2, -1)
             outputs.append(F.linear(F.silu(gate) * up, second))
-        gathered = collect(torch.cat(outputs), order, position).unflatten(0, (-1, top))
+        gathered = collect(torch.cat(outputs), place).unflatten(0, (-1, top))
         return (gathered * weight.to(x.dtype).unsqueeze(-1)).sum(1), load
 
 

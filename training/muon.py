@@ -26,7 +26,8 @@ def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
     a, b, c = COEFFICIENTS
     for _ in range(steps):
         gram = x @ x.transpose(-1, -2)
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        square = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, square, x, beta=a)
     return x if wide else x.transpose(-1, -2)
 
 

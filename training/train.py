@@ -143,7 +143,7 @@ def train_stage(
         }
         if (step + 1) % probe_every == 0 or step + 1 == stage.steps:
             shares = probe(
-                model, encoder, {stage.name: stage.mix}, context, 24, stage.length_tokens
+                model, encoder, {stage.name: stage.mix}, context, 48, stage.length_tokens
             )
             record["held_out"] = shares | {"induction": induction(model, context)}
             tqdm.write(
@@ -167,7 +167,7 @@ def train_stage(
 
 
 def train(
-    recipe: Recipe, encoder: Encoder, run: Path, save_every: int = 50, probe_every: int = 100
+    recipe: Recipe, encoder: Encoder, run: Path, save_every: int = 50, probe_every: int = 250
 ) -> DeepseekV32:
     """Runs all stages of `recipe`, or what is left of them in folder `run`; returns the model."""
     if world()[0] == 0:
