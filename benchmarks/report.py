@@ -1,0 +1,93 @@
+"""What a run ran on, and tables a person and a program can read."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import torch
+
+
+class Machine(msgspec.Struct, frozen=True):
+    """Where and with what something was measured."""
+
+    processor: str
+    cores: int
+    threads: int
+    load_average: float
+    """Of the last minute when the run began: above 0.1 a core, other programs took part."""
+    system: str
+    python: str
+    versions: dict[str, str]
+    commit: str
+    """Of this repository, with -dirty when files differ from it; empty outside a checkout."""
+
+
+def machine(packages: Sequence[str] = ("torch",)) -> Machine:
+    """Describes this machine, this process's torch threads and the installed `packages`."""
+    return Machine(
+        processor=_processor(),
+        cores=os.cpu_count() or 1,
+        threads=torch.get_num_threads(),
+        load_average=os.getloadavg()[0],
+        system=platform.platform(),
+        python=platform.python_version(),
+        versions={name: importlib.metadata.version(name) for name in packages},
+        commit=_commit(),
+    )
+
+
+def _processor() -> str:
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _commit() -> str:
+    command = ["git", "describe", "--always", "--dirty"]
+    try:
+        done = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return done.stdout.strip()
+
+
+def describe(m: Machine) -> str:
+    """Returns one line about a machine."""
+    versions = ", ".join(f"{name} {version}" for name, version in m.versions.items())
+    return (
+        f"{m.processor}, {m.cores} cores, {m.threads} threads, load {m.load_average:.2f}; "
+        f"Python {m.python}, {versions}; commit {m.commit or 'unknown'}"
+    )
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Returns a Markdown table; columns after the first are right-aligned."""
+    lines = [list(header), *map(list, rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+
+    def text(line: Sequence[str]) -> str:
+        cells = [
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        return f"| {' | '.join(cells)} |"
+
+    rule = [
+        "-" * width if i == 0 else "-" * (width - 1) + ":" for i, width in enumerate(widths)
+    ]
+    return "\n".join([text(lines[0]), text(rule), *map(text, lines[1:])])
+
+
+def milliseconds(seconds: float) -> str:
+    """Returns seconds as milliseconds with three digits that matter."""
+    value = seconds * 1e3
+    return f"{value:.3f}" if value < 10 else f"{value:.1f}"
