@@ -13,8 +13,8 @@ from cost_model.model import CostModel, Phase, require_phase, total
 from cost_model.work import FloatArray
 
 SECONDS_PER_HOUR = 3600.0
-LONGEST_TOKENS = 1 << 24
-"""Spans beyond this are taken for mistakes: 100 times the model's window."""
+LONGEST_TOKENS = 1 << 20
+"""Spans beyond this are taken for mistakes: eight times the model's window."""
 
 
 class RequestCost(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,7 +6,7 @@ import numpy as np
 
 from cost_model.costs import LONGEST_TOKENS, usd_per_million
 from cost_model.errors import CostError
-from cost_model.model import CostModel, Phase, forms_of, total
+from cost_model.model import CostModel, Phase, total
 from cost_model.work import Form
 
 WINDOW_TOKENS = 1 << 17
@@ -51,10 +51,10 @@ def knees(model: CostModel, phase: Phase, reach: int = WINDOW_TOKENS) -> list[in
     is still used there.
     """
     found = set()
-    forms = forms_of(model.shape, phase)
+    forms = model.forms(phase)
     if len(forms) > 1:
         switch = form_break_even(model, phase, forms[1], forms[0], reach)
-        if switch is not None:
+        if switch is not None and switch > 1:  # else one form is cheaper from the start
             found.add(switch)
     top_k = model.shape.index_topk
     if 0 < top_k < reach - 1:

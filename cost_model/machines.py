@@ -6,6 +6,9 @@ Rates are dense (no 2:4 sparsity). The price is only where a run has none of its
 
 from __future__ import annotations
 
+from math import inf
+from pathlib import Path
+
 import msgspec
 
 from cost_model.errors import CostError
@@ -13,12 +16,12 @@ from cost_model.errors import CostError
 TERA, GIGA = 1e12, 1e9
 
 
-class Machine(msgspec.Struct, frozen=True, kw_only=True):
+class Machine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One GPU (or, for `cpu`, one whole machine)."""
 
     name: str
     bf16_flops: float
-    """Peak FLOP/s of bfloat16 products."""
+    """Peak FLOP/s of bfloat16 products; of float32 for a measured CPU, which computes in it."""
     fp8_flops: float
     """Peak FLOP/s of 8-bit floating-point products; the bfloat16 rate where there are none."""
     memory_bandwidth: float
@@ -35,12 +38,18 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         for field in ("bf16_flops", "fp8_flops", "memory_bandwidth", "memory_bytes"):
-            if not getattr(self, field) > 0:
-                raise CostError(f"{field} is {getattr(self, field)}; allowed: above 0")
+            if not 0 < getattr(self, field) < inf:
+                raise CostError(f"{field} is {getattr(self, field)}; allowed: above 0, finite")
+        for field in ("scale_up_bandwidth", "scale_out_bandwidth", "usd_per_hour"):
+            if not 0 <= getattr(self, field) < inf:
+                raise CostError(f"{field} is {getattr(self, field)}; allowed: 0 and above, finite")
 
 
 NETWORK = 50 * GIGA
 """One 400 Gb/s network card for each GPU, as in the report's H800 cluster."""
+
+NOMINAL_USD_PER_CORE_HOUR = 0.04
+"""About what clouds ask for a virtual core; no bill, only so that a CPU's tokens have a price."""
 
 H100 = Machine(
     name="h100",
@@ -109,12 +118,39 @@ MACHINES = {
             scale_out_bandwidth=NETWORK,
             source="AMD Instinct MI300X data sheet",
         ),
+        # PRELIMINARY: one busy machine, CPU time of one thread times two. Measure again when idle:
+        # OMP_NUM_THREADS=2 python -m cost_model.measure
+        Machine(
+            name="cpu",
+            bf16_flops=230 * GIGA,
+            fp8_flops=230 * GIGA,
+            memory_bandwidth=35 * GIGA,
+            memory_bytes=25.3 * GIGA,
+            usd_per_hour=NOMINAL_USD_PER_CORE_HOUR * 2,
+            measured=True,
+            source=(
+                "PRELIMINARY, to be measured by `python -m cost_model.measure` on one idle "
+                "virtual machine with 2 cores of a 2 GHz Intel Xeon (AVX-512), float32; another "
+                "CPU is another data sheet. Price nominal: 0.04 USD per core and hour, "
+                "about what clouds ask for a virtual core"
+            ),
+        ),
     )
 }
 
 
 def machine_named(name: str) -> Machine:
-    """The data sheet called `name`; raises CostError with the known names."""
-    if name not in MACHINES:
-        raise CostError(f"gpu is {name!r}; allowed: {', '.join(MACHINES)}")
-    return MACHINES[name]
+    """The data sheet called `name`, or that in a JSON file (see `cost_model.measure`).
+
+    Raises CostError with the known names, or naming the file and the field.
+    """
+    if name in MACHINES:
+        return MACHINES[name]
+    if not name.endswith(".json"):
+        raise CostError(f"gpu is {name!r}; allowed: {', '.join(MACHINES)}, or a .json data sheet")
+    try:
+        return msgspec.json.decode(Path(name).read_bytes(), type=Machine)
+    except OSError as error:
+        raise CostError(f"{name}: {error.strerror}") from None
+    except msgspec.MsgspecError as error:
+        raise CostError(f"{name}: {error}") from None

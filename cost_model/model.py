@@ -36,6 +36,10 @@ class CostModel(Protocol):
         """Seconds that any step takes beside its tokens; 0 where steps are large."""
         ...
 
+    def forms(self, phase: Phase) -> tuple[Form, ...]:
+        """The attention forms among which `seconds` takes the cheapest."""
+        ...
+
     def seconds(self, phase: Phase, positions: ArrayLike, form: Form | None = None) -> Breakdown:
         """GPU-seconds of one token by component; `form` None: the cheapest that is exact.
 

@@ -7,8 +7,8 @@ machine reaches those shares is another question, which the preset does not answ
     seconds = fixed + core attention FLOPs / (share * 989.5 T) + indexer FLOPs / (share * 1979 T)
 
 The four fixed times (projections, experts, communication: all that does not grow with the position)
-are read off at position 0. Of the shares five are round; the sixth, sparse prefill at 0.57337, is
-0.60 with 2.72 us of further work per token, which the figure can not tell apart.
+are read off at position 0. Of the seven shares six are round; the seventh, sparse prefill at
+0.57337, is 0.60 with 2.72 us of further work per token, which the figure can not tell apart.
 """
 
 from __future__ import annotations
@@ -50,11 +50,16 @@ class Paper(msgspec.Struct, frozen=True):
     shape: ModelShape = V32
 
     def __post_init__(self) -> None:
-        if self.shape not in (V31, V32):
+        if msgspec.structs.replace(self.shape, name=self._figures.name) != self._figures:
             raise CostError(
                 f"model is {self.shape.name!r}; preset paper allows: {V31.name}, {V32.name} "
                 "(the figure's); use roofline or measured for others"
             )
+
+    @property
+    def _figures(self) -> ModelShape:
+        """The model of the figure that this one must be, under whatever name."""
+        return V32 if self.shape.sparse else V31
 
     @property
     def preset(self) -> str:
@@ -64,11 +69,14 @@ class Paper(msgspec.Struct, frozen=True):
     def step_seconds(self) -> float:
         return 0.0
 
+    def forms(self, phase: Phase) -> tuple[Form, ...]:
+        return forms_of(self.shape, phase)
+
     def seconds(self, phase: Phase, positions: ArrayLike, form: Form | None = None) -> Breakdown:
         """GPU-seconds of one token: `fixed`, `core_attention` and, for V3.2, `indexer`."""
         require_phase(phase)
         values = as_positions(positions)
-        forms = forms_of(self.shape, phase) if form is None else (form,)
+        forms = self.forms(phase) if form is None else (form,)
         return cheapest([self._seconds_in(phase, values, one) for one in forms])
 
     def _seconds_in(self, phase: Phase, positions: ArrayLike, form: Form) -> Breakdown:
@@ -77,7 +85,7 @@ class Paper(msgspec.Struct, frozen=True):
             raise CostError(f"form is {form!r}; the paper's {phase} has: {', '.join(known)}")
         flops = attention_flops(self.shape, form, positions)
         core = flops["core_attention"] / (CORE_SHARE[phase, form] * PEAK.bf16_flops)
-        fixed = np.full_like(core, FIXED_SECONDS[self.shape.name, phase])
+        fixed = np.full_like(core, FIXED_SECONDS[self._figures.name, phase])
         parts = {"fixed": fixed, "core_attention": core}
         if self.shape.sparse and form in ("masked_mha", "mqa"):
             rate = INDEX_SHARE[phase] * PEAK.fp8_flops

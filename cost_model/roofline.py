@@ -11,8 +11,8 @@ that every step pays (reading weights, launching) and a part that every token pa
 
     seconds per step and layer = per_step + per_token * batch
 
-`cpu` (any machine whose data sheet was measured) takes no share off: work over rate, read over
-bandwidth, whichever is longer.
+On `cpu` (any machine whose data sheet was measured, in float32) nothing is taken off: work over
+rate or, in decode, read over bandwidth, whichever is longer.
 """
 
 from __future__ import annotations
@@ -70,17 +70,21 @@ class Roofline(msgspec.Struct, frozen=True):
     def step_seconds(self) -> float:
         return 0.0
 
+    def forms(self, phase: Phase) -> tuple[Form, ...]:
+        return forms_of(self.shape, phase)
+
     def seconds(self, phase: Phase, positions: ArrayLike, form: Form | None = None) -> Breakdown:
         """GPU-seconds of one token by component, at `choices.batch` decoded tokens per step."""
         require_phase(phase)
         values = as_positions(positions)
         if self.machine.measured:
-            linear, core = self._plain_linear(phase), self._plain_core
+            linear = self._plain_linear(phase)
+            core = self._plain_prefill_core if phase == "prefill" else self._plain_decode_core
         elif phase == "prefill":
             linear, core = self._prefill_linear(), self._prefill_core
         else:
             linear, core = self._decode_linear(), self._decode_core
-        forms = forms_of(self.shape, phase) if form is None else (form,)
+        forms = self.forms(phase) if form is None else (form,)
         parts = {name: np.full_like(values, one) for name, one in linear.items()}
         return parts | cheapest([core(values, one) for one in forms])
 
@@ -179,9 +183,11 @@ class Roofline(msgspec.Struct, frozen=True):
         return parts
 
     def _plain_linear(self, phase: Phase) -> dict[str, float]:
-        flops = linear_flops(self.shape)
+        """Prefill computes; a decode step reads every weight that one of its tokens needs."""
+        flops, stored = linear_flops(self.shape), weight_bytes(self.shape, "fp32")
+        unused = 1 - self.shape.num_experts_per_tok / self.shape.n_routed_experts
+        stored["routed_experts"] = int(stored["routed_experts"] * (1 - unused**self.choices.batch))
         parts = {}
-        stored = weight_bytes(self.shape, "bf16")
         for name in LINEAR:
             if flops[name] == 0 or (name == "head" and phase == "prefill"):
                 continue
@@ -190,16 +196,17 @@ class Roofline(msgspec.Struct, frozen=True):
             parts[name] = work if phase == "prefill" else max(work, read)
         return parts
 
-    def _plain_core(self, positions: FloatArray, form: Form) -> Breakdown:
+    def _plain_prefill_core(self, positions: FloatArray, form: Form) -> Breakdown:
+        """The tokens of a chunk share what they read, so computing is what counts."""
         flops = attention_flops(self.shape, form, positions)
-        read = read_bytes(self.shape, form, positions, "bf16", "bf16")
         names = ["core_attention", *(["indexer"] if self.shape.sparse else [])]
-        return {
-            name: np.maximum(
-                flops[name] / self.machine.bf16_flops, read[name] / self.machine.memory_bandwidth
-            )
-            for name in names
-        }
+        return {name: flops[name] / self.machine.bf16_flops for name in names}
+
+    def _plain_decode_core(self, positions: FloatArray, form: Form) -> Breakdown:
+        work = self._plain_prefill_core(positions, form)
+        read = read_bytes(self.shape, form, positions, "fp32", "fp32")
+        bandwidth = self.machine.memory_bandwidth
+        return {name: np.maximum(work[name], read[name] / bandwidth) for name in work}
 
 
 def _timed_components(shape: ModelShape) -> tuple[str, ...]:

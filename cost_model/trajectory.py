@@ -20,6 +20,7 @@ Source: DeepSeek-V3.2 report, sections 3.2 and 4.4.
 
 from __future__ import annotations
 
+from math import floor
 from typing import Literal
 
 import msgspec
@@ -100,7 +101,7 @@ def loop_cost(model: CostModel, loop: ToolLoop, policy: Policy, price: float) ->
             if policy != "managed":
                 break
             history = context - loop.prompt
-            steps_kept = int((1 - loop.discard) * history / kept_of_step)
+            steps_kept = _steps_kept(history // kept_of_step, loop.discard)
             context = loop.prompt + steps_kept * kept_of_step
             cached = loop.prompt
         done.append(request_cost(model, context, cached, said, price))
@@ -110,3 +111,8 @@ def loop_cost(model: CostModel, loop: ToolLoop, policy: Policy, price: float) ->
             cached = context + said
         context += kept_of_step
     return LoopCost(policy=policy, steps=tuple(done), complete=len(done) == loop.steps)
+
+
+def _steps_kept(steps: int, discard: float) -> int:
+    """Whole steps of the later share; 0.9 of 10 leaves 1, whatever 1 - 0.9 is in binary."""
+    return floor(steps * (1 - discard) + 1e-9)

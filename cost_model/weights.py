@@ -51,7 +51,7 @@ def _indexer_bytes(shape: ModelShape, dtype: WeightDtype) -> int:
 def layer_bytes(shape: ModelShape, dtype: WeightDtype = "fp8") -> dict[str, int]:
     """Bytes of one layer by component: `dense_mlp` of a dense layer, the experts of a MoE layer.
 
-    Norm vectors and the router's bias (about 60 KB a layer at 671B) are left out.
+    Norm vectors and the router's bias (68 KB a layer at 671B, in float32) are left out.
     """
     hidden = shape.hidden_size
     plain: WeightDtype = "bf16" if dtype == "fp8" else dtype

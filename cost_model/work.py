@@ -27,6 +27,8 @@ from cost_model.shape import ModelShape
 FloatArray = NDArray[np.float64]
 Form = Literal["mha", "masked_mha", "mqa", "dense_mqa"]
 FORMS: tuple[Form, ...] = ("mha", "masked_mha", "mqa", "dense_mqa")
+SELECTING: tuple[Form, ...] = ("masked_mha", "mqa")
+"""The forms for which an indexer scores every visible key; the dense ones never ask it."""
 CacheDtype = Literal["fp8", "bf16", "fp32"]
 WeightDtype = Literal["fp8", "bf16", "fp32"]
 
@@ -96,8 +98,7 @@ def linear_flops(shape: ModelShape) -> dict[str, int]:
 
 def pair_flops(shape: ModelShape, form: Form) -> int:
     """FLOPs of core attention for one query and one key, all heads of all layers."""
-    if form not in FORMS:
-        raise CostError(f"form is {form!r}; allowed: {', '.join(FORMS)}")
+    _require_form(form)
     if form in ("mha", "masked_mha"):
         width = shape.qk_nope_head_dim + shape.qk_rope_head_dim + shape.v_head_dim
     else:
@@ -112,10 +113,15 @@ def index_pair_flops(shape: ModelShape) -> int:
 
 def attended(shape: ModelShape, form: Form, context: ArrayLike) -> FloatArray:
     """Keys that core attention multiplies a query with, out of `context` visible ones."""
+    _require_form(form)
     values = as_positions(context)
     if form == "mqa" and shape.sparse:
         return np.minimum(values, shape.index_topk)
     return values
+
+
+def _scored(form: Form, context: FloatArray) -> FloatArray:
+    return context if form in SELECTING else np.zeros_like(context)
 
 
 def attention_flops(shape: ModelShape, form: Form, context: ArrayLike) -> dict[str, FloatArray]:
@@ -123,7 +129,7 @@ def attention_flops(shape: ModelShape, form: Form, context: ArrayLike) -> dict[s
     values = as_positions(context)
     return {
         "core_attention": pair_flops(shape, form) * attended(shape, form, values),
-        "indexer": index_pair_flops(shape) * values,
+        "indexer": index_pair_flops(shape) * _scored(form, values),
     }
 
 
@@ -188,8 +194,13 @@ def read_bytes(
     rows = attended(shape, form, values)
     return {
         "core_attention": layers * latent_row_bytes(shape, latent) * rows,
-        "indexer": layers * index_key_bytes(shape, index) * values,
+        "indexer": layers * index_key_bytes(shape, index) * _scored(form, values),
     }
+
+
+def _require_form(form: str) -> None:
+    if form not in FORMS:
+        raise CostError(f"form is {form!r}; allowed: {', '.join(FORMS)}")
 
 
 def _require_span(start: int, count: int) -> None:
