@@ -9,6 +9,7 @@ from collections.abc import Sequence
 COMMANDS = {
     "serve": ("api.cli", "serve a checkpoint behind an OpenAI-compatible API"),
     "batch": ("api.batch_cli", "answer a file of requests in OpenAI's batch format"),
+    "bench": ("benchmarks.cli", "measure this machine, alone and beside transformers"),
     "cost": ("cost_model.cli", "price tokens, requests, tool loops and machines"),
 }
 """Command -> the module whose main(arguments) runs it, and what it does."""

@@ -6,6 +6,7 @@ a JSON answer before the headers went out and in a `data:` line after.
 
 from __future__ import annotations
 
+import math
 import re
 from http import HTTPStatus
 from typing import Any
@@ -71,7 +72,7 @@ class ApiError(Exception):
     def headers(self) -> dict[str, str]:
         headers = {}
         if self.retry_after is not None:
-            headers["retry-after"] = str(max(1, round(self.retry_after)))
+            headers["retry-after"] = str(max(1, math.ceil(self.retry_after)))
         if self.status == 401:
             headers["www-authenticate"] = "Bearer"
         return headers

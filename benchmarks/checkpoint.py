@@ -1,4 +1,4 @@
-"""The random "mid" checkpoint that speed is compared on: real MLA widths, 14 M parameters."""
+"""The random "mid" checkpoint that speed is compared on: real MLA widths, 16 M parameters."""
 
 from __future__ import annotations
 
@@ -62,10 +62,8 @@ MID_CONFIG: dict[str, Any] = {
 """`config.json` of the mid checkpoint."""
 
 
-def write_checkpoint(
-    folder: Path, config: dict[str, Any] | None = None, *, seed: int = 0
-) -> Path:
-    """Writes a random checkpoint of `config` (the mid one) in Hugging Face layout; returns `folder`.
+def write_checkpoint(folder: Path, config: dict[str, Any] | None = None, *, seed: int = 0) -> Path:
+    """Writes a random checkpoint of `config` (the mid one) in Hugging Face layout, into `folder`.
 
     Matrices are normal with `initializer_range` as standard deviation, norms 1, biases 0: what
     transformers draws. The same seed gives the same bytes. The embedded checkpoint's tokenizer

@@ -81,9 +81,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         ]
         return f"| {' | '.join(cells)} |"
 
-    rule = [
-        "-" * width if i == 0 else "-" * (width - 1) + ":" for i, width in enumerate(widths)
-    ]
+    rule = ["-" * width if i == 0 else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
     return "\n".join([text(lines[0]), text(rule), *map(text, lines[1:])])
 
 

@@ -1,10 +1,11 @@
-"""One step taken apart: planning, batch building, the model's forward pass, sampling, committing."""
+"""One step taken apart: planning, batch building, the forward pass, sampling, committing."""
 
 from __future__ import annotations
 
 import statistics
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -59,7 +60,7 @@ class Stopwatch:
         self.steps: list[tuple[float, ...]] = []
 
     def __enter__(self) -> Stopwatch:
-        self.runner.model.forward = self._timed  # type: ignore[method-assign]
+        self.runner.model.forward = self._timed  # type: ignore[method-assign, assignment]
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -83,7 +84,7 @@ class Stopwatch:
 
     def times(self) -> StepTimes:
         """Returns the medians of the steps so far."""
-        parts = [[b - a for a, b in zip(s, s[1:], strict=False)] for s in self.steps]
+        parts = [[b - a for a, b in pairwise(s)] for s in self.steps]
         plan, batch, forward, sample, commit = map(statistics.median, zip(*parts, strict=True))
         return StepTimes(
             plan_s=plan,
@@ -181,9 +182,7 @@ def measure_decode(
     """Returns the times of one decode step of `batch` sequences at `context` tokens."""
     total = warm_up + steps
     sampling = Sampling(max_tokens=total + 2, temperature=temperature, ignore_eos=True)
-    watch = decode_stopwatch(
-        replica, batch=batch, context=context, clock=clock, sampling=sampling
-    )
+    watch = decode_stopwatch(replica, batch=batch, context=context, clock=clock, sampling=sampling)
     with watch:
         for i in tqdm(range(total), desc=f"decode {batch} x {context}", leave=False):
             if i == warm_up:

@@ -57,22 +57,23 @@ def _serve(connection: socket.socket, outbox: SimpleQueue[FromEngine | None]) ->
         return
     replica = load_replica(msgspec.json.decode(first, type=EngineConfig))
     inbox: SimpleQueue[ToEngine | None] = SimpleQueue()
-    reader = threading.Thread(target=_read, args=(connection, inbox), name="reader", daemon=True)
+    core = EngineCore(replica.scheduler, replica.runner, inbox, outbox.put)
+    reader = threading.Thread(target=_read, args=(connection, core), name="reader", daemon=True)
     outbox.put(replica.ready)
     reader.start()
-    EngineCore(replica.scheduler, replica.runner, inbox, outbox.put).run()
+    core.run()
 
 
-def _read(connection: socket.socket, inbox: SimpleQueue[ToEngine | None]) -> None:
-    """Decodes frames into the inbox; None at the end, so that the loop stops."""
+def _read(connection: socket.socket, core: EngineCore) -> None:
+    """Decodes frames into the core's inbox; None at the end, so that the loop stops."""
     decoder = msgspec.msgpack.Decoder(ToEngine)
     try:
         while (payload := read_frame(connection)) is not None:
-            inbox.put(decoder.decode(payload))
+            core.inbox.put(core.prepared(decoder.decode(payload)))
     except ConnectionError:
         pass  # the API is gone, as at end of file
     finally:
-        inbox.put(None)
+        core.inbox.put(None)
 
 
 def _write(connection: socket.socket, outbox: SimpleQueue[FromEngine | None]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -20,13 +20,16 @@ class RowGroup:
 
     form: Form
     tokens: Tensor
-    """[T'] int64: which of the step's tokens, row after row."""
+    """[T'] int64: which of the step's tokens, row after row, ascending."""
     pages: Tensor
-    """[B, P] int64, -1 beyond a sequence's end."""
+    """[B, P] int64; what stands beyond a sequence's last visible position is never read."""
     visible: Tensor
     """[T'] int64: query t may attend to positions below visible[t]."""
     slots: tuple[int, ...]
     """[B] the sequences' slots, for probes."""
+    bounds: tuple[int, int] | None = None
+    """Smallest and largest of `visible`, on the host; None: read from the tensor when needed."""
+    _tables: dict[int, tuple[Tensor, bool]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def shared_context(self) -> bool:
@@ -34,19 +37,53 @@ class RowGroup:
         return self.pages.shape[0] == 1
 
     @property
-    def context_tokens(self) -> int:
-        """Positions covered by the pages, L."""
-        return self.pages.shape[1] * PAGE_TOKENS
+    def shortest(self) -> int:
+        return int(self.visible.min()) if self.bounds is None else self.bounds[0]
 
-    def cache_slots(self, positions: Tensor) -> Tensor:
-        """Returns the cache slots [T', K] of positions [T', K] or [1, L]; -1 stays -1."""
-        known = positions.clamp_min(0)
-        rows = self.pages.shape[0]
-        page = self.pages.gather(1, (known // PAGE_TOKENS).view(rows, -1)).view(
-            -1, positions.shape[1]
-        )
-        flat = page * PAGE_TOKENS + known % PAGE_TOKENS
-        return torch.where((positions >= 0) & (page >= 0), flat, -1)
+    @property
+    def longest(self) -> int:
+        return int(self.visible.max()) if self.bounds is None else self.bounds[1]
+
+    def leading_slots(self, width: int) -> tuple[Tensor, bool]:
+        """Returns the cache slots [T', width] of positions 0 to width - 1, -1 where not visible,
+        and whether all are visible. Layers share the result."""
+        if width not in self._tables:
+            table = self._slot_table()
+            every = torch.arange(width, device=table.device)
+            if width > table.shape[1]:
+                beyond = width - table.shape[1]
+                table = torch.nn.functional.pad(table, (0, beyond), value=-1)
+            complete = self.shortest >= width
+            slots = table[:, :width].expand(self.visible.shape[0], -1)
+            if not complete:
+                slots = torch.where(every < self.visible[:, None], slots, -1)
+            self._tables[width] = slots, complete
+        return self._tables[width]
+
+    def context_slots(self, width: int) -> Tensor:
+        """Returns the cache slots [width] of the first positions of a shared context."""
+        return self._slot_table()[0, :width]
+
+    def cache_slots(self, positions: Tensor, *, complete: bool = False) -> Tensor:
+        """Returns the cache slots [T', K] of positions [T', K]; -1 stays -1.
+
+        complete: no position is -1.
+        """
+        table = self._slot_table()
+        known = positions if complete else positions.clamp_min(0)
+        if self.shared_context:
+            slots = table[0].index_select(0, known.flatten()).view(positions.shape)
+        else:
+            slots = table.gather(1, known)
+        return slots if complete else torch.where(positions >= 0, slots, -1)
+
+    def _slot_table(self) -> Tensor:
+        """[B, P * page tokens]: the cache slot of every position."""
+        if 0 not in self._tables:
+            offsets = torch.arange(PAGE_TOKENS, device=self.pages.device)
+            table = (self.pages[:, :, None] * PAGE_TOKENS + offsets).flatten(1)
+            self._tables[0] = table, False
+        return self._tables[0][0]
 
 
 @dataclass(frozen=True)
@@ -62,3 +99,26 @@ class Batch:
     groups: tuple[RowGroup, ...]
     sampled: Tensor
     """[S] int64: the tokens whose logits are wanted, in row order."""
+
+
+class PageTable:
+    """Page ids of every slot as one tensor, kept up to date page by page."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.table = torch.full((1, 1), -1, dtype=torch.int64, device=device)
+
+    def append(self, slot: int, first: int, pages: list[int]) -> None:
+        """Notes that the slot's pages from index `first` on are `pages`."""
+        rows, columns = self.table.shape
+        end = first + len(pages)
+        if slot >= rows or end > columns:
+            # Twice as large as needed, so that sequences that grow page by page seldom copy.
+            size = (max(rows, 2 * (slot + 1)), max(columns, 2 * end))
+            larger = self.table.new_full(size, -1)
+            larger[:rows, :columns] = self.table
+            self.table = larger
+        self.table[slot, first:end] = torch.tensor(pages, device=self.table.device)
+
+    def rows(self, slots: Tensor, pages: int) -> Tensor:
+        """Returns the first `pages` page ids [B, pages] of slots [B]."""
+        return self.table[:, :pages].index_select(0, slots)

@@ -8,9 +8,12 @@ while not shut down:
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
+
+import msgspec
 
 from engine.messages import (
     Abort,
@@ -27,6 +30,7 @@ from engine.messages import (
     TurnEnded,
 )
 from engine.runner import Runner
+from scheduler.admission import Backlog, until_drained_s
 from scheduler.outcome import Choice, Refusal
 from scheduler.plan import StepPlan, StepResult
 from scheduler.retention import flip_point
@@ -34,6 +38,32 @@ from scheduler.scheduler import Scheduler
 
 SNAPSHOT_INTERVAL_S = 0.25
 RATE_SMOOTHING = 0.2
+DRAIN_MEMORY_S = 5.0
+
+
+class KeyedSubmit(Submit, frozen=True, tag=True, omit_defaults=True):
+    """A Submit whose prompt was hashed outside the step loop; it never travels."""
+
+    keys: list[bytes] = []
+
+
+class DrainRate:
+    """Backlog tokens per second by which steps made the backlog less, over recent seconds."""
+
+    def __init__(self) -> None:
+        self._tokens = self._seconds = 0.0
+
+    @property
+    def tokens_per_s(self) -> float:
+        """0 before any backlog was seen."""
+        return max(0.0, self._tokens / self._seconds) if self._seconds else 0.0
+
+    def observe(self, before_tokens: int, after_tokens: int, seconds: float) -> None:
+        """Takes one step in, from its plan to its commit; without backlog it says nothing."""
+        if before_tokens and seconds > 0:
+            kept = math.exp(-seconds / DRAIN_MEMORY_S)
+            self._tokens = self._tokens * kept + before_tokens - after_tokens
+            self._seconds = self._seconds * kept + seconds
 
 
 class Rates:
@@ -78,9 +108,20 @@ class EngineCore:
         self.scheduler, self.runner = scheduler, runner
         self.inbox, self.send = inbox, send
         self.rates = Rates()
+        self.drain = DrainRate()
         self.step = 0
         self._open = True
         self._next_snapshot_s = 0.0
+
+    def prepared(self, message: ToEngine) -> ToEngine:
+        """Returns the message for the inbox with its prompt hashed, if it has one.
+
+        Any thread may call it; the one that reads the socket does, so the loop does not wait.
+        """
+        if not isinstance(message, Submit):
+            return message
+        keys = self.scheduler.prompt_keys(message.token_ids, message.tenant, message.cache_salt)
+        return KeyedSubmit(**msgspec.structs.asdict(message), keys=keys)
 
     def run(self) -> None:
         """Runs until Shutdown or until the API side is gone."""
@@ -110,7 +151,14 @@ class EngineCore:
                 self._publish(self.scheduler.abort(request_id))
             case TurnEnded():
                 flip = flip_point(message.spans) if _loses_reasoning(message) else None
-                self.scheduler.turn_ended(message.id, message.choice, message.why, flip)
+                self.scheduler.turn_ended(
+                    message.id,
+                    message.choice,
+                    message.why,
+                    flip,
+                    next_prefix=message.next_prefix,
+                    now_s=time.monotonic(),
+                )
             case Shutdown() | None:
                 self._open = False
 
@@ -123,10 +171,9 @@ class EngineCore:
             priority=message.priority,
             tenant=message.tenant,
             cache_salt=message.cache_salt,
+            keys=message.keys if isinstance(message, KeyedSubmit) else None,
         )
         if isinstance(answer, Refusal):
-            rate = self.rates.prefill_tokens_per_s
-            retry_s = self.scheduler.backlog_tokens / rate if rate else 1.0
             self.send(
                 Refused(
                     message.id,
@@ -134,18 +181,29 @@ class EngineCore:
                     answer.code,
                     answer.message,
                     answer.param,
-                    max(1.0, retry_s) if answer.status == 429 else None,
+                    self._retry_after_s(message.n) if answer.status == 429 else None,
                 )
             )
         else:
             self.send(Accepted(message.id, answer))
 
+    def _retry_after_s(self, n: int) -> float:
+        """When `n` places of a full queue will be free."""
+        waiting, backlog_tokens = len(self.scheduler.waiting), self.scheduler.backlog_tokens
+        load = Backlog(drain_tokens_per_s=self.drain.tokens_per_s)
+        return until_drained_s(load, backlog_tokens * min(1.0, n / max(1, waiting)))
+
     def _step(self) -> None:
-        plan = self.scheduler.plan()
+        begin_s, backlog_tokens = time.monotonic(), self.scheduler.backlog_tokens
+        plan = self.scheduler.plan(begin_s)
         result = self.runner.execute(plan)
         self.step = plan.step
         self.rates.observe(plan, result)
-        self._publish(self.scheduler.commit(result))
+        news = self.scheduler.commit(result)
+        self.drain.observe(
+            backlog_tokens, self.scheduler.backlog_tokens, time.monotonic() - begin_s
+        )
+        self._publish(news)
 
     def _publish(self, news: list[Choice]) -> None:
         if news:
@@ -173,6 +231,11 @@ class EngineCore:
             prefill_tokens_per_s=self.rates.prefill_tokens_per_s,
             decode_tokens_per_s=self.rates.decode_tokens_per_s,
             preemptions=scheduler.preemptions,
+            drain_tokens_per_s=self.drain.tokens_per_s,
+            tenant_backlog_tokens=dict(scheduler.backlog.by_tenant),
+            evictions={str(kind): count for kind, count in pool.evictions.items()},
+            pre_warmed_tokens=scheduler.pre_warmer.computed_tokens,
+            pre_warms=len(scheduler.pre_warmer),
         )
 
 

@@ -1,56 +1,48 @@
-"""Feed-forward layers: the dense MLP of the first layers, DeepSeekMoE in the others."""
+"""A layer's feed-forward half: the dense MLP of the first layers, DeepSeekMoE in the others."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from engine.model_config import ModelConfig
-from kernels.moe import route, routed_experts, swiglu
+from kernels.linear import Linear
+from kernels.moe import SwiGlu, route, routed_experts
 
 
-class DenseMlp:
-    """down(silu(gate x) * up x)."""
-
-    def __init__(self, weights: dict[str, Tensor]) -> None:
-        self.gate_up = torch.cat((weights["gate_proj.weight"], weights["up_proj.weight"]))
-        self.down = weights["down_proj.weight"]
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return swiglu(x, self.gate_up, self.down)
+def dense_mlp(weights: dict[str, Tensor], *, batch_invariant: bool = False) -> SwiGlu:
+    """Returns the MLP of weights named gate_proj, up_proj and down_proj."""
+    names = ("gate_proj.weight", "up_proj.weight", "down_proj.weight")
+    return SwiGlu(*(weights[name] for name in names), batch_invariant=batch_invariant)
 
 
 class MoE:
     """Routed experts weighted by the router, plus the always-on shared expert, unscaled."""
 
-    def __init__(self, config: ModelConfig, weights: dict[str, Tensor]) -> None:
-        self.config = config
-        self.gate = weights["gate.weight"]
+    def __init__(
+        self, config: ModelConfig, weights: dict[str, Tensor], *, batch_invariant: bool = False
+    ) -> None:
+        def mlp(prefix: str) -> SwiGlu:
+            names = [name for name in weights if name.startswith(prefix)]
+            own = {name.removeprefix(prefix): weights.pop(name) for name in names}
+            return dense_mlp(own, batch_invariant=batch_invariant)
+
+        self.config, self.batch_invariant = config, batch_invariant
+        self.gate = Linear(weights["gate.weight"], batch_invariant=batch_invariant)
         self.correction_bias = weights["gate.e_score_correction_bias"]
-        names = [f"experts.{e}." for e in range(config.n_routed_experts)]
-        self.gate_up = torch.stack(
-            [
-                torch.cat((weights[n + "gate_proj.weight"], weights[n + "up_proj.weight"]))
-                for n in names
-            ]
-        )
-        self.down = torch.stack([weights[n + "down_proj.weight"] for n in names])
-        prefix = "shared_experts."
-        self.shared = DenseMlp(
-            {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
-        )
+        self.experts = [mlp(f"experts.{e}.") for e in range(config.n_routed_experts)]
+        self.shared = mlp("shared_experts.")
 
     def __call__(self, x: Tensor) -> Tensor:
         config = self.config
         experts, weights = route(
-            x,
-            self.gate,
+            self.gate(x.float()),
             self.correction_bias,
             groups=config.n_group,
             kept_groups=config.topk_group,
             top_k=config.num_experts_per_tok,
             scaling=config.routed_scaling_factor,
             normalise=config.norm_topk_prob,
+            batch_invariant=self.batch_invariant,
         )
-        routed = routed_experts(x, experts, weights, self.gate_up, self.down)
+        routed = routed_experts(x, experts, weights, self.experts)
         return (routed + self.shared(x).float()).to(x.dtype)

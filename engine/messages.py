@@ -154,6 +154,16 @@ class Snapshot(msgspec.Struct, frozen=True, tag=True):
     prefill_tokens_per_s: float
     decode_tokens_per_s: float
     preemptions: int
+    drain_tokens_per_s: float = 0.0
+    """Recent rate at which the backlog became less while there was one; 0: not known yet."""
+    tenant_backlog_tokens: dict[str, int] = {}
+    """backlog_tokens by tenant, none that has nothing."""
+    evictions: dict[str, int] = {}
+    """Pages evicted since the start, by retention class."""
+    pre_warmed_tokens: int = 0
+    """Computed since the start for messages that had not come yet."""
+    pre_warms: int = 0
+    """Forms of answered turns that wait for an idle step, or are in work."""
 
 
 ToEngine = Submit | Stop | Abort | TurnEnded | Shutdown

@@ -12,8 +12,10 @@ from torch import Tensor
 from engine.attention import Attention, Probe
 from engine.batch import Batch
 from engine.cache import PagedCache
-from engine.feed_forward import DenseMlp, MoE
+from engine.feed_forward import MoE, dense_mlp
 from engine.model_config import ModelConfig
+from kernels.linear import Linear
+from kernels.moe import SwiGlu
 from kernels.norm import rms_norm
 from kernels.rope import rope_table
 
@@ -29,6 +31,7 @@ class DecoderLayer:
         *,
         index_fp8: bool,
         select: bool,
+        batch_invariant: bool,
     ) -> None:
         def below(prefix: str) -> dict[str, Tensor]:
             return {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
@@ -37,16 +40,26 @@ class DecoderLayer:
         self.attention_norm = weights["input_layernorm.weight"]
         self.feed_forward_norm = weights["post_attention_layernorm.weight"]
         self.attention = Attention(
-            layer, config, below("self_attn."), index_fp8=index_fp8, select=select
+            layer,
+            config,
+            below("self_attn."),
+            index_fp8=index_fp8,
+            select=select,
+            batch_invariant=batch_invariant,
         )
         mlp = below("mlp.")
-        self.feed_forward = MoE(config, mlp) if config.is_moe(layer) else DenseMlp(mlp)
+        weights.clear()  # what an operator has packed is not kept twice
+        self.feed_forward: MoE | SwiGlu = (
+            MoE(config, mlp, batch_invariant=batch_invariant)
+            if config.is_moe(layer)
+            else dense_mlp(mlp, batch_invariant=batch_invariant)
+        )
 
     def __call__(
         self,
         x: Tensor,
         batch: Batch,
-        rope: tuple[Tensor, Tensor],
+        rope: Tensor,
         cache: PagedCache,
         probe: Probe | None,
     ) -> Tensor:
@@ -75,7 +88,9 @@ class DeepseekV32:
 
     weights: checkpoint names -> tensors as `engine.checkpoint.load_weights` returns them. They are
     taken out of the dict as they are packed, so that no tensor is held twice.
-    select=False never scores or selects (dense attention, no index keys).
+    select=False never scores or selects (dense attention, no index keys). batch_invariant: on the
+    CPU, and when all rows have the form mqa, a token's logits depend on its sequence alone, to the
+    last bit, and on nothing else in the step.
     """
 
     def __init__(
@@ -85,6 +100,7 @@ class DeepseekV32:
         *,
         index_fp8: bool = False,
         select: bool = True,
+        batch_invariant: bool = False,
     ) -> None:
         def take(prefix: str) -> dict[str, Tensor]:
             names = [name for name in weights if name.startswith(prefix)]
@@ -93,7 +109,12 @@ class DeepseekV32:
         self.config = config
         self.layers = [
             DecoderLayer(
-                layer, config, take(f"model.layers.{layer}."), index_fp8=index_fp8, select=select
+                layer,
+                config,
+                take(f"model.layers.{layer}."),
+                index_fp8=index_fp8,
+                select=select,
+                batch_invariant=batch_invariant,
             )
             for layer in range(config.num_hidden_layers)
         ]
@@ -102,10 +123,9 @@ class DeepseekV32:
         ]
         self.embedding = weights.pop("model.embed_tokens.weight")
         self.norm = weights.pop("model.norm.weight")
-        self.head = weights.pop("lm_head.weight")
-        self.inv_freq = torch.tensor(
-            config.inv_freq(), dtype=torch.float64, device=self.head.device
-        )
+        self.device = self.embedding.device
+        self.head = Linear(weights.pop("lm_head.weight"), batch_invariant=batch_invariant)
+        self.inv_freq = torch.tensor(config.inv_freq(), dtype=torch.float64, device=self.device)
 
     def forward(self, batch: Batch, cache: PagedCache, probe: Probe | None = None) -> Tensor:
         """Returns logits [S, vocab] float32 of the batch's sampled tokens; fills the cache."""
@@ -114,4 +134,4 @@ class DeepseekV32:
         for layer in self.layers:
             x = layer(x, batch, rope, cache, probe)
         final = rms_norm(x[batch.sampled], self.norm, self.config.rms_norm_eps)
-        return F.linear(final.float(), self.head)
+        return self.head(final.float())

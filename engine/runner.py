@@ -6,12 +6,14 @@ plan -> mirrors -> batch -> logits -> tokens        no policy: the plan says wha
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from engine.attention import Probe
-from engine.batch import Batch, RowGroup
+from engine.batch import Batch, PageTable, RowGroup
 from engine.cache import PagedCache
 from engine.config import PAGE_TOKENS
 from engine.model import DeepseekV32
@@ -19,7 +21,10 @@ from engine.sampler import SamplerState, logprobs_of, sample
 from scheduler.plan import Row, StepPlan, StepResult, TokenLogprobs
 
 GATHER_TOKENS = 1 << 17
-"""Padded context tokens whose index keys one group of decode rows may gather at once."""
+"""Padded context tokens that one group of decode rows may have."""
+UNEVEN_TOKENS = 1 << 12
+"""Up to so many, one group is cheaper than two, however unequal its rows are; beyond, a row joins
+the longest of a group only if it is at least half as long."""
 
 
 @dataclass
@@ -45,8 +50,9 @@ class Runner:
         self.model, self.cache = model, cache
         self.eos_token_ids = eos_token_ids
         self.probe = probe
-        self.device = model.head.device
+        self.device = model.device
         self.slots: dict[int, SlotMirror] = {}
+        self.page_table = PageTable(self.device)
         self.logits: torch.Tensor | None = None
         """Logits [S, vocab] of the last step's sampling rows, for tests and benchmarks."""
 
@@ -62,18 +68,20 @@ class Runner:
         logprobs: list[TokenLogprobs | None] = [None] * len(plan.rows)
         if plan.rows:
             batch = self._batch(plan.rows)
-            logits = self.model.forward(batch, self.cache, self.probe)
-            self.logits = logits
+            self.logits = self.model.forward(batch, self.cache, self.probe)
             sampling = [i for i, row in enumerate(plan.rows) if row.sample == "last"]
             mirrors = [self.slots[plan.rows[i].slot] for i in sampling]
             positions = [plan.rows[i].start + plan.rows[i].count for i in sampling]
-            drawn = sample(logits, [m.sampler for m in mirrors], positions)
-            for line, i, mirror, token in zip(logits, sampling, mirrors, drawn, strict=True):
+            states = [mirror.sampler for mirror in mirrors]
+            drawn = sample(self.logits, states, positions) if sampling else []
+            for i, mirror, token in zip(sampling, mirrors, drawn, strict=True):
                 mirror.token_ids.append(token)
                 tokens[i] = token
-                top = mirror.sampler.sampling.logprobs
-                if top is not None:
-                    logprobs[i] = logprobs_of(line, token, top)
+            wanted = [state.sampling.logprobs for state in states]
+            if any(top is not None for top in wanted):
+                found = logprobs_of(self.logits, drawn, wanted)
+                for i, line in zip(sampling, found, strict=True):
+                    logprobs[i] = line
         return StepResult(plan.step, tokens, logprobs, time.perf_counter() - begin)
 
     def _prepare(self, plan: StepPlan) -> None:
@@ -84,13 +92,15 @@ class Runner:
                 new.sampling, new.choice, new.token_ids, new.prompt_tokens, self.eos_token_ids
             )
             self.slots[new.slot] = SlotMirror(list(new.token_ids), list(new.pages), state)
+            self.page_table.append(new.slot, 0, self.slots[new.slot].pages)
         for slot, pages in plan.prepare.new_pages:
+            self.page_table.append(slot, len(self.slots[slot].pages), list(pages))
             self.slots[slot].pages.extend(pages)
         if plan.prepare.copies:
             source, target = zip(*((m.source, m.target) for m in plan.prepare.copies), strict=True)
             self.cache.copy_pages(self._ints(source), self._ints(target))
 
-    def _ints(self, values: object) -> torch.Tensor:
+    def _ints(self, values: object) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self.device)
 
     def _batch(self, rows: tuple[Row, ...]) -> Batch:
@@ -101,57 +111,72 @@ class Runner:
         first: list[int] = []
         for row in rows:
             mirror = self.slots[row.slot]
-            end = row.start + row.count
+            start, end = row.start, row.start + row.count
             first.append(len(token_ids))
-            token_ids += mirror.token_ids[row.start : end]
-            positions += range(row.start, end)
-            slots += [
-                mirror.pages[p // PAGE_TOKENS] * PAGE_TOKENS + p % PAGE_TOKENS
-                for p in range(row.start, end)
-            ]
+            if row.count == 1:
+                token_ids.append(mirror.token_ids[start])
+                positions.append(start)
+                slots.append(mirror.pages[start // PAGE_TOKENS] * PAGE_TOKENS + start % PAGE_TOKENS)
+            else:
+                token_ids += mirror.token_ids[start:end]
+                positions += range(start, end)
+                for page in range(start // PAGE_TOKENS, (end - 1) // PAGE_TOKENS + 1):
+                    shift = (mirror.pages[page] - page) * PAGE_TOKENS
+                    begin = max(start, page * PAGE_TOKENS) + shift
+                    slots += range(begin, min(end, (page + 1) * PAGE_TOKENS) + shift)
             if row.sample == "last":
                 sampled.append(len(token_ids) - 1)
-        return Batch(
-            self._ints(token_ids),
-            self._ints(positions),
-            self._ints(slots),
-            tuple(self._groups(rows, first)),
-            self._ints(sampled),
-        )
+        # One tensor for all: the cost of making one hardly depends on its length.
+        count = len(token_ids)
+        every = self._ints(token_ids + positions + slots + sampled)
+        flat = every[:count], every[count : 2 * count], every[2 * count : 3 * count]
+        groups = [self._group(indices, rows, first, flat[1]) for indices in _grouped(rows)]
+        return Batch(*flat, tuple(groups), every[3 * count :])
 
-    def _groups(self, rows: tuple[Row, ...], first: list[int]) -> list[RowGroup]:
-        """Each prefill row by itself; decode rows of one form together, padded to the longest."""
-        groups = []
-        decodes: dict[str, list[int]] = {"mqa": [], "dense_mqa": []}
-        for i, row in enumerate(rows):
-            if row.count == 1 and row.form in decodes:
-                decodes[row.form].append(i)
-            else:
-                groups.append(self._group([i], rows, first))
-        for indices in decodes.values():
-            indices.sort(key=lambda i: rows[i].start, reverse=True)
-            while indices:
-                width = max(1, GATHER_TOKENS // (rows[indices[0]].start + 1))
-                groups.append(self._group(sorted(indices[:width]), rows, first))
-                indices = indices[width:]
-        return groups
-
-    def _group(self, indices: list[int], rows: tuple[Row, ...], first: list[int]) -> RowGroup:
-        tokens: list[int] = []
-        visible: list[int] = []
-        pages: list[list[int]] = []
-        for i in indices:
-            row = rows[i]
-            tokens += range(first[i], first[i] + row.count)
-            visible += range(row.start + 1, row.start + row.count + 1)
-            used = -(-(row.start + row.count) // PAGE_TOKENS)
-            pages.append(self.slots[row.slot].pages[:used])
-        longest = max(map(len, pages))
-        padded = [p + [-1] * (longest - len(p)) for p in pages]
+    def _group(
+        self, indices: list[int], rows: tuple[Row, ...], first: list[int], positions: Tensor
+    ) -> RowGroup:
+        """The rows `indices` as one group; positions [T] of the whole step."""
+        members = [rows[i] for i in indices]
+        slots = tuple(row.slot for row in members)
+        longest = max(row.start + row.count for row in members)
+        used = -(-longest // PAGE_TOKENS)
+        if len(members) == 1:
+            (row,) = members
+            tokens = torch.arange(
+                first[indices[0]], first[indices[0]] + row.count, device=self.device
+            )
+            pages = self.page_table.table[row.slot : row.slot + 1, :used]
+        else:
+            tokens = self._ints([first[i] for i in indices])
+            pages = self.page_table.rows(self._ints(slots), used)
         return RowGroup(
-            rows[indices[0]].form,
-            self._ints(tokens),
-            self._ints(padded),
-            self._ints(visible),
-            tuple(rows[i].slot for i in indices),
+            members[0].form,
+            tokens,
+            pages,
+            (positions if len(members) == len(rows) else positions[tokens]) + 1,
+            slots,
+            bounds=(min(row.start for row in members) + 1, longest),
         )
+
+
+def _grouped(rows: tuple[Row, ...]) -> Iterator[list[int]]:
+    """Each prefill row by itself; decode rows of one form together, padded to the longest."""
+    decodes: dict[str, list[int]] = {"mqa": [], "dense_mqa": []}
+    for i, row in enumerate(rows):
+        if row.count == 1 and row.form in decodes:
+            decodes[row.form].append(i)
+        else:
+            yield [i]
+    for indices in decodes.values():
+        indices.sort(key=lambda i: rows[i].start, reverse=True)
+        while indices:
+            longest = rows[indices[0]].start + 1
+            width = 1
+            while width < len(indices):
+                uneven = 2 * rows[indices[width]].start < longest
+                if (width + 1) * longest > (UNEVEN_TOKENS if uneven else GATHER_TOKENS):
+                    break
+                width += 1
+            yield sorted(indices[:width])
+            indices = indices[width:]

@@ -87,12 +87,23 @@ def sample(logits: Tensor, rows: list[SamplerState], positions: list[int]) -> li
     return tokens
 
 
-def logprobs_of(logits: Tensor, token: int, top: int) -> TokenLogprobs:
-    """Returns the log-probability of `token` and of the `top` most likely; logits [vocab]."""
-    logprobs = torch.log_softmax(logits, -1)
-    best = logprobs.topk(top) if top else None
-    pairs = [] if best is None else zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    return TokenLogprobs(float(logprobs[token]), list(pairs))
+def logprobs_of(
+    logits: Tensor, tokens: list[int], tops: list[int | None]
+) -> list[TokenLogprobs | None]:
+    """Returns, per row, the log-probability of its token and of its `top` most likely ones.
+
+    logits [S, vocab] float32; tops: None where no logprobs are wanted.
+    """
+    rows = [i for i, top in enumerate(tops) if top is not None]
+    logprobs = torch.log_softmax(logits[rows], -1)
+    own = logprobs.gather(1, torch.tensor([[tokens[i]] for i in rows], device=logits.device))
+    best = logprobs.topk(min(max(top or 0 for top in tops), logits.shape[1]))
+    found: list[TokenLogprobs | None] = [None] * len(tops)
+    for i, value, ids, values in zip(
+        rows, own.squeeze(1).tolist(), best.indices.tolist(), best.values.tolist(), strict=True
+    ):
+        found[i] = TokenLogprobs(value, list(zip(ids, values, strict=True))[: tops[i]])
+    return found
 
 
 def _adjusts(row: SamplerState) -> bool:
@@ -102,7 +113,7 @@ def _adjusts(row: SamplerState) -> bool:
         or s.presence_penalty
         or s.repetition_penalty != 1.0
         or s.logit_bias
-        or row.generated.total() < s.min_tokens
+        or (s.min_tokens and row.generated.total() < s.min_tokens)
     )
 
 

@@ -12,6 +12,14 @@ import torch
 from torch import Tensor
 
 WORKSPACE_BYTES = 64 * 2**20
+"""Scores held at once on a device with memory to fill."""
+CPU_BLOCK_BYTES = 2 * 2**20
+"""The same on a CPU, where they should stay in a core's cache."""
+
+
+def block_bytes(device: torch.device) -> int:
+    """Returns how much of an intermediate result to hold at once on `device`."""
+    return CPU_BLOCK_BYTES if device.type == "cpu" else WORKSPACE_BYTES
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -21,21 +29,22 @@ def _wide(x: Tensor) -> Tensor:
 
 def _masked_softmax(scores: Tensor, valid: Tensor) -> Tensor:
     """softmax over the last dimension, 0 where not valid, 0 for a row without any."""
-    scores = scores.masked_fill(~valid, -torch.inf)
-    top = scores.amax(-1, keepdim=True)
-    weights = torch.exp(scores - top.masked_fill(top == -torch.inf, 0.0))
-    return weights / weights.sum(-1, keepdim=True).clamp_min(1e-30)
+    outside = ~valid
+    # A row without any valid key is NaN after the softmax, and all of it is outside.
+    return scores.masked_fill_(outside, -torch.inf).softmax(-1).masked_fill_(outside, 0.0)
 
 
-def mqa_over_latents(q: Tensor, rows: Tensor, valid: Tensor, scale: float, latent: int) -> Tensor:
+def mqa_over_latents(
+    q: Tensor, rows: Tensor, valid: Tensor | None, scale: float, latent: int
+) -> Tensor:
     """Returns per-head averages of the latents [T, H, C] in q's dtype.
 
     q [T, H, C + R]: absorbed query, then rotated rope part; rows [T, K, C + R]: the latent rows
-    each query attends to, shared by its heads; valid [T, K] bool; latent = C.
+    each query attends to, shared by its heads; valid [T, K] bool, None when all are; latent = C.
     """
-    scores = (_wide(q) @ _wide(rows).transpose(1, 2)) * scale
-    p = _masked_softmax(scores, valid[:, None, :]).to(q.dtype)
-    return p @ rows[..., :latent]
+    scores = (_wide(q) @ _wide(rows).transpose(1, 2)).mul_(scale)
+    p = scores.softmax(-1) if valid is None else _masked_softmax(scores, valid[:, None, :])
+    return p.to(q.dtype) @ rows[..., :latent]
 
 
 def mha(
@@ -46,27 +55,31 @@ def mha(
     scale: float,
     selected: Tensor | None = None,
     *,
-    workspace_bytes: int = WORKSPACE_BYTES,
+    workspace_bytes: int | None = None,
 ) -> Tensor:
     """Returns attention outputs [T, H, V] in q's dtype.
 
     q [T, H, N + R]; k [L, H, N + R]; v [L, H, V]; visible [T] int64: query t sees positions below
-    visible[t]; selected [T, L] bool masks further (None: dense causal).
+    visible[t]; selected [T, L] bool masks further (None: dense causal). Queries are taken as many
+    at a time as have scores of `workspace_bytes`.
     """
     tokens, heads, _ = q.shape
-    length = k.shape[0]
+    length, on_cpu = k.shape[0], q.device.type == "cpu"
     keys, values = _wide(k).permute(1, 2, 0), v.transpose(0, 1)  # [H, N + R, L], [H, L, V]
     positions = torch.arange(length, device=q.device)
     out = torch.empty(tokens, heads, v.shape[-1], dtype=q.dtype, device=q.device)
-    step = max(1, workspace_bytes // (heads * length * 4))
+    budget_bytes = block_bytes(q.device) if workspace_bytes is None else workspace_bytes
+    step = max(1, budget_bytes // (heads * length * 4))
     for begin in range(0, tokens, step):
         rows = slice(begin, begin + step)
-        valid = positions < visible[rows, None]
+        # Later keys than the block's last query sees cost as much as the others: leave them out.
+        end = int(visible[rows].max()) if on_cpu else length
+        valid = positions[:end] < visible[rows, None]
         if selected is not None:
-            valid &= selected[rows]
-        scores = (_wide(q[rows]).transpose(0, 1) @ keys) * scale  # [H, t, L]
+            valid &= selected[rows, :end]
+        scores = (_wide(q[rows]).transpose(0, 1) @ keys[..., :end]).mul_(scale)  # [H, t, end]
         p = _masked_softmax(scores, valid).to(q.dtype)
-        out[rows] = (p @ values).transpose(0, 1)
+        out[rows] = (p @ values[:, :end]).transpose(0, 1)
     return out
 
 

@@ -59,6 +59,7 @@ class LatentCache:
         width = latent_row_bytes(latent, rope, dtype) if self.fp8 else latent + rope
         kind = torch.uint8 if self.fp8 else _DTYPES[dtype]
         self.rows = torch.zeros(layers, slots, width, dtype=kind, device=device)
+        self._layers = self.rows.unbind(0)
 
     def write(self, layer: int, slots: Tensor, latents: Tensor, ropes: Tensor) -> None:
         """Stores latents [T, C] and rotated rope keys [T, R] at slots [T] int64, all >= 0."""
@@ -74,17 +75,20 @@ class LatentCache:
             )
         else:
             row = torch.cat((latents, ropes), dim=1).to(self.rows.dtype)
-        self.rows[layer].index_copy_(0, slots, row)
+        self._layers[layer].index_copy_(0, slots, row)
 
-    def read(self, layer: int, slots: Tensor) -> Tensor:
+    def read(self, layer: int, slots: Tensor, *, complete: bool = False) -> Tensor:
         """Returns the rows [..., C + R] at slots [...] in the compute dtype; -1 reads zeros.
 
         Zeros, because a masked row still meets a weight of 0, and 0 * NaN is NaN: whatever another
-        sequence left in a slot must not reach this one.
+        sequence left in a slot must not reach this one. complete: no slot is -1.
         """
         flat = slots.flatten()
-        rows = self.rows[layer].index_select(0, flat.clamp_min(0))
-        rows.masked_fill_((flat < 0)[:, None], 0)
+        if complete:
+            rows = self._layers[layer].index_select(0, flat)
+        else:
+            rows = self._layers[layer].index_select(0, flat.clamp_min(0))
+            rows.masked_fill_((flat < 0)[:, None], 0)
         if self.fp8:
             c, scale_end = self.latent, self.latent + 4 * (self.latent // LATENT_GROUP)
             values = rows[:, :c].view(torch.float8_e4m3fn)
@@ -118,10 +122,11 @@ class IndexCache:
         row = index_key_bytes(width, dtype) if self.fp8 else width
         kind = torch.uint8 if self.fp8 else _DTYPES[dtype]
         self.pages = torch.zeros(layers, pages, page_tokens * row, dtype=kind, device=device)
+        self._layers = self.pages.unbind(0)
 
     def _planes(self, layer: int) -> tuple[Tensor, Tensor]:
         """The two parts of a layer's fp8 pages: keys [P, 64, D] and scales [P, 64, 4], as bytes."""
-        pages, keys = self.pages[layer], self.page_tokens * self.width
+        pages, keys = self._layers[layer], self.page_tokens * self.width
         return (
             pages[:, :keys].unflatten(1, (self.page_tokens, self.width)),
             pages[:, keys:].unflatten(1, (self.page_tokens, 4)),
@@ -129,14 +134,14 @@ class IndexCache:
 
     def write(self, layer: int, slots: Tensor, keys: Tensor) -> None:
         """Stores index keys [T, D] at slots [T] int64, all >= 0."""
-        page, offset = slots // self.page_tokens, slots % self.page_tokens
         if self.fp8:
+            page, offset = slots // self.page_tokens, slots % self.page_tokens
             values, scales = quantise_groups(keys, self.width)
             key_plane, scale_plane = self._planes(layer)
             key_plane[page, offset] = values.view(torch.uint8)
             scale_plane[page, offset] = scales.contiguous().view(torch.uint8)
         else:
-            plane = self.pages[layer].view(-1, self.width)
+            plane = self._layers[layer].view(-1, self.width)
             plane.index_copy_(0, slots, keys.to(plane.dtype))
 
     def read_pages(self, layer: int, pages: Tensor) -> Tensor:
@@ -149,7 +154,7 @@ class IndexCache:
                 values, scale_plane[flat].view(torch.float32), self.compute_dtype
             )
         else:
-            keys = self.pages[layer].index_select(0, flat).to(self.compute_dtype)
+            keys = self._layers[layer].index_select(0, flat).to(self.compute_dtype)
         return keys.view(*pages.shape[:-1], -1, self.width)
 
     def copy_pages(self, source: Tensor, target: Tensor) -> None:

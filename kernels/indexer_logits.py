@@ -11,9 +11,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from kernels.attention import block_bytes
+
 
 def indexer_logits(
-    q: Tensor, k: Tensor, weights: Tensor, visible: Tensor, *, workspace_bytes: int = 64 * 2**20
+    q: Tensor,
+    k: Tensor,
+    weights: Tensor,
+    visible: Tensor,
+    *,
+    workspace_bytes: int | None = None,
+    batch_invariant: bool = False,
 ) -> Tensor:
     """Returns index scores [T, L] float32.
 
@@ -21,20 +29,45 @@ def indexer_logits(
     weights [T, J] float32 with every constant folded in (J^-1/2, D^-1/2);
     visible [T] int64: query t may see positions below visible[t].
     Dot products and the epilogue are float32. Per-head scores are held for as many queries at a
-    time as fit `workspace_bytes`.
+    time as fit `workspace_bytes`. batch_invariant: a score depends on its query, key and weights
+    alone, to the last bit.
     """
-    tokens, heads, _ = q.shape
-    length = k.shape[-2]
-    k = k.float()
+    tokens, heads, width = q.shape
+    length, on_cpu = k.shape[-2], q.device.type == "cpu"
+    q, k = q.float(), k.float()
     out = torch.empty(tokens, length, dtype=torch.float32, device=q.device)
-    step = max(1, workspace_bytes // max(1, heads * length * 4))
-    for begin in range(0, tokens, step):
-        rows = slice(begin, begin + step)
-        keys = k if k.dim() == 2 else k[rows]
-        dots = q[rows].float() @ keys.transpose(-1, -2)  # [t, J, L]
-        out[rows] = (weights[rows, None, :] @ dots.relu_()).squeeze(1)
+    budget_bytes = block_bytes(q.device) if workspace_bytes is None else workspace_bytes
+    step = max(1, budget_bytes // max(1, heads * length * 4))
+    if k.dim() == 2:
+        # The first queries of a prefill see a part of the keys only.
+        flat, keys = q.reshape(-1, width), k.t()
+        for begin in range(0, tokens, step):
+            end = min(tokens, begin + step)
+            last = min(length, int(visible[begin:end].max())) if on_cpu else length
+            dots = flat[begin * heads : end * heads] @ keys[:, :last]
+            dots = dots.relu_().view(end - begin, heads, last)
+            out[begin:end, :last] = _weighted(dots, weights[begin:end], batch_invariant)
+    else:
+        for begin in range(0, tokens, step):
+            rows = slice(begin, begin + step)
+            if batch_invariant:  # the products of the other branch, bit by bit
+                dots = (q[rows] @ k[rows].transpose(1, 2)).relu_()  # [t, J, L]
+                out[rows] = _weighted(dots, weights[rows], batch_invariant)
+            else:  # the longer factor first: the shorter one is what gets repacked
+                dots = (k[rows] @ q[rows].transpose(1, 2)).relu_()  # [t, L, J]
+                out[rows] = (dots @ weights[rows, :, None]).squeeze(2)
+    if tokens == 1 and on_cpu:
+        out[:, max(0, int(visible)) :] = -torch.inf
+        return out
     outside = torch.arange(length, device=q.device) >= visible[:, None]
     return out.masked_fill_(outside, -torch.inf)
+
+
+def _weighted(dots: Tensor, weights: Tensor, batch_invariant: bool) -> Tensor:
+    """Returns the sums [t, L] of dots [t, J, L], which it may overwrite, weighted by [t, J]."""
+    if batch_invariant:  # a product of one row adds in an order that depends on L
+        return dots.mul_(weights[:, :, None]).sum(1)
+    return (weights[:, None, :] @ dots).squeeze(1)
 
 
 def indexer_logits_reference(q: Tensor, k: Tensor, weights: Tensor, visible: list[int]) -> Tensor:

@@ -6,14 +6,17 @@ node-limited routing (groups).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.linear import Linear
+
 
 def route(
-    x: Tensor,
-    gate: Tensor,
+    logits: Tensor,
     correction_bias: Tensor,
     *,
     groups: int,
@@ -21,14 +24,17 @@ def route(
     top_k: int,
     scaling: float,
     normalise: bool,
+    batch_invariant: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Returns (expert ids [T, top_k] int64, weights [T, top_k] float32).
 
-    x [T, hidden]; gate [E, hidden] float32; correction_bias [E] float32, added for selection only.
+    logits [T, E] float32: x times the gate; correction_bias [E] float32, added for selection only.
     A group's score is the sum of its two best biased scores; experts of other groups are excluded
     with -inf, since biased scores may be negative. Ties go to the lowest expert id.
+    batch_invariant as for `gated`.
     """
-    scores = torch.sigmoid(F.linear(x.float(), gate))
+    wide = logits.double() if batch_invariant else logits
+    scores = torch.sigmoid(wide).float()
     biased = scores + correction_bias
     if kept_groups < groups:
         grouped = biased.unflatten(1, (groups, -1))
@@ -43,39 +49,56 @@ def route(
     return experts, weights * scaling
 
 
-def swiglu(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-    """Returns down(silu(gate x) * (up x)) in x's dtype; the product is formed in float32.
+def gated(gate_up: Tensor, *, batch_invariant: bool = False) -> Tensor:
+    """Returns silu(gate) * up [T, W] of gate_up [T, 2 W], gate first; formed in float32.
 
-    x [T, hidden]; gate_up [2 W, hidden], gate rows first; down [hidden, W].
+    batch_invariant: vector and scalar code round exp differently, and which of them meets an
+    element depends on T; in float64 they agree to the float32's last bit.
     """
-    gate, up = F.linear(x, gate_up).float().chunk(2, dim=-1)
-    return F.linear((F.silu(gate) * up).to(x.dtype), down)
+    gate, up = gate_up.float().chunk(2, dim=-1)
+    if batch_invariant:
+        gate, up = gate.double(), up.double()
+    return (F.silu(gate) * up).to(gate_up.dtype)
+
+
+class SwiGlu:
+    """down(silu(gate x) * up x)."""
+
+    def __init__(
+        self, gate: Tensor, up: Tensor, down: Tensor, *, batch_invariant: bool = False
+    ) -> None:
+        """gate, up [W, hidden]; down [hidden, W]."""
+        self.batch_invariant = batch_invariant
+        self.gate_up = Linear(torch.cat((gate, up)), batch_invariant=batch_invariant)
+        self.down = Linear(down, batch_invariant=batch_invariant)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Returns [T, hidden] in x's dtype for x [T, hidden]."""
+        return self.down(gated(self.gate_up(x), batch_invariant=self.batch_invariant))
 
 
 def routed_experts(
-    x: Tensor, experts: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor
+    x: Tensor, experts: Tensor, weights: Tensor, swiglus: Sequence[SwiGlu]
 ) -> Tensor:
-    """Returns sum_e weight_e * expert_e(x) [T, hidden] in float32.
+    """Returns sum_e weight_e * swiglu_e(x) [T, hidden] in float32.
 
-    experts [T, top_k] int64; weights [T, top_k] float32; gate_up [E, 2 W, hidden];
-    down [E, hidden, W]. Tokens are gathered expert by expert.
+    experts [T, top_k] int64; weights [T, top_k] float32; swiglus: one per expert. Tokens are
+    gathered expert by expert; what lies between the two products is formed for all at once.
     """
     tokens, top_k = experts.shape
-    order = experts.flatten().argsort(stable=True)
-    counts = torch.bincount(experts.flatten(), minlength=gate_up.shape[0]).tolist()
-    token_of = order // top_k
-    gathered = x[token_of]
-    results = torch.empty(tokens * top_k, x.shape[1], dtype=torch.float32, device=x.device)
-    begin = 0
-    for expert, count in enumerate(counts):
-        if count:
-            part = slice(begin, begin + count)
-            results[part] = swiglu(gathered[part], gate_up[expert], down[expert]).float()
-            begin += count
+    flat = experts.flatten()
+    order = flat.argsort(stable=True)
+    counts = torch.bincount(flat, minlength=len(swiglus)).tolist()
+    active = [(swiglus[e], count) for e, count in enumerate(counts) if count]
+    parts = x.index_select(0, order // top_k).split([count for _, count in active])
+    hidden = torch.cat([s.gate_up(part) for (s, _), part in zip(active, parts, strict=True)])
+    hidden = gated(hidden, batch_invariant=swiglus[0].batch_invariant)
+    parts = hidden.split([count for _, count in active])
+    results = torch.cat([s.down(part) for (s, _), part in zip(active, parts, strict=True)])
     # Back to token order, so that each token's experts are summed in the same order every time.
-    unsorted = torch.empty_like(results)
-    unsorted[order] = results
-    return torch.einsum("tkd,tk->td", unsorted.view(tokens, top_k, -1), weights)
+    unsorted = torch.empty_like(results, dtype=torch.float32)
+    unsorted[order] = results.float()
+    return (unsorted.view(tokens, top_k, -1) * weights[:, :, None]).sum(1)
 
 
 def route_reference(

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 
-def rope_table(inv_freq: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns cos and sin, each [T, R/2] float32, of positions [T] times inv_freq [R/2].
+def rope_table(inv_freq: Tensor, positions: Tensor) -> Tensor:
+    """Returns e^(i angle), [T, R/2] complex64, of positions [T] times inv_freq [R/2].
 
     Angles are formed in float64, so they are exact to float32 at any position a page can hold.
     """
     angles = positions.double()[:, None] * inv_freq.double()
-    return angles.cos().float(), angles.sin().float()
+    return torch.complex(angles.cos().float(), angles.sin().float())
 
 
 def _broadcast(x: Tensor, table: Tensor) -> Tensor:
@@ -24,28 +24,30 @@ def _broadcast(x: Tensor, table: Tensor) -> Tensor:
     return table.view(table.shape[0], *(1,) * (x.dim() - 2), table.shape[1])
 
 
-def rope_interleaved(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def rope_interleaved(x: Tensor, table: Tensor) -> Tensor:
     """Returns x with each pair (x[2i], x[2i+1]) rotated by its angle, written back in place order.
 
-    x [T, ..., R]; cos, sin [T, R/2]; computed in at least float32, returned in x's dtype.
+    x [T, ..., R]; table [T, R/2]; computed in at least float32, returned in x's dtype.
     """
-    cos, sin = _broadcast(x, cos), _broadcast(x, sin)
-    wide = x if x.dtype == torch.float64 else x.float()
-    even, odd = wide[..., 0::2], wide[..., 1::2]
-    rotated = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
-    return rotated.flatten(-2).to(x.dtype)
+    pairs = _wide(x).unflatten(-1, (-1, 2))
+    # Complex numbers need their two halves adjacent, and an even distance from one to the next.
+    if any(step % 2 for step in (pairs.storage_offset(), *pairs.stride()[:-1])):
+        pairs = pairs.contiguous()
+    turned = torch.view_as_complex(pairs) * _broadcast(x, table)
+    return torch.view_as_real(turned).flatten(-2).to(x.dtype)
 
 
-def rope_half_split(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rope_half_split(x: Tensor, table: Tensor) -> Tensor:
     """Returns x with each pair (x[i], x[i + R/2]) rotated by its angle.
 
-    x [T, ..., R]; cos, sin [T, R/2]; computed in at least float32, returned in x's dtype.
+    x [T, ..., R]; table [T, R/2]; computed in at least float32, returned in x's dtype.
     """
-    cos, sin = _broadcast(x, cos), _broadcast(x, sin)
-    wide = x if x.dtype == torch.float64 else x.float()
-    first, second = wide.chunk(2, dim=-1)
-    rotated = torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1)
-    return rotated.to(x.dtype)
+    turned = torch.complex(*_wide(x).chunk(2, dim=-1)) * _broadcast(x, table)
+    return torch.cat((turned.real, turned.imag), dim=-1).to(x.dtype)
 
 
 def rope_reference(x: Tensor, position: int, inv_freq: Tensor, *, half_split: bool) -> Tensor:

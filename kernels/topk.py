@@ -27,6 +27,22 @@ def select_top_k(scores: Tensor, k: int) -> Tensor:
     return above | (ties & (ties.cumsum(1, dtype=torch.int32) <= room))
 
 
+def top_k_positions(scores: Tensor, k: int) -> tuple[Tensor, bool]:
+    """Returns the positions [T, k] int64 that `select_top_k` selects, ascending, packed left and
+    padded with -1, and whether there is no padding.
+
+    When every row has exactly k scores that reach its k-th, no tie has to be broken, and the
+    order in which topk meets equal scores does not matter. Almost every call ends there.
+    """
+    if scores.shape[1] >= k:
+        best = scores.topk(k, dim=1, sorted=False)
+        kth = best.values.amin(1, keepdim=True)
+        # A NaN makes the comparison false, -inf as k-th makes too many true: both leave k unmet.
+        if bool(((scores >= kth).sum(1) == k).all()) and bool((kth > -torch.inf).all()):
+            return best.indices.sort(1).values, True
+    return positions_of(select_top_k(scores, k), k), False
+
+
 def positions_of(selected: Tensor, k: int) -> Tensor:
     """Returns the selected positions [T, k] int64, ascending, packed left, padded with -1.
 

@@ -8,6 +8,9 @@ import msgspec
 
 from scheduler.plan import Form
 
+EVERY_TOKEN = 2**62
+"""Longer than any sequence."""
+
 
 class FormPolicy(msgspec.Struct, frozen=True):
     """Chooses `Row.form`; per row, so that one long request never slows or speeds a short one."""
@@ -18,6 +21,16 @@ class FormPolicy(msgspec.Struct, frozen=True):
     """Tokens the indexer keeps per query."""
     break_even_tokens: int
     """Context up to which masked MHA is cheaper than absorbed MQA for prefill."""
+
+    @property
+    def unscored_tokens(self) -> int:
+        """Context up to which rows need no index scores."""
+        return {"auto": self.top_k, "sparse": 0, "dense": EVERY_TOKEN}[self.attention]
+
+    @property
+    def selected_tokens(self) -> int:
+        """Tokens of a context that a query attends to at most."""
+        return EVERY_TOKEN if self.attention == "dense" else self.top_k
 
     def form(self, start: int, count: int) -> Form:
         """Returns the form for `count` tokens from position `start`.

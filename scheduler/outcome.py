@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import msgspec
 
 from scheduler.plan import TokenLogprobs
@@ -17,9 +15,11 @@ class Refusal(msgspec.Struct, frozen=True):
     code: str
     message: str
     param: str | None = None
+    retry_after_s: float | None = None
+    """When the same request will probably be taken; None: never as it is, or not known."""
 
 
-class Choice(NamedTuple):
+class Choice(msgspec.Struct, frozen=True):
     """News of one choice after a step."""
 
     request_id: str

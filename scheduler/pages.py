@@ -4,17 +4,22 @@
 
 Every operation is O(1) per page. A page is live while sequences hold references; when the last one
 goes, a page with an identity becomes idle, one without becomes free. Allocation takes free pages
-first, then evicts idle ones: dead before stable before awaited, least recently used first.
+first, then evicts idle ones in the order of `scheduler.eviction`.
+
+Identities form a prefix tree: a page can be reached only through the page before it. So a page is
+evicted only when no page after it is cached, and a live page's predecessors are live: who publishes
+a page holds the one before it. Every idle page can therefore be had, tail first.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
 
-IdleClass = Literal["dead", "stable", "awaited"]
-EVICTION_ORDER: tuple[IdleClass, ...] = ("dead", "stable", "awaited")
+from scheduler.eviction import EVICTION_ORDER, EvictionGrid, IdleClass
 
-NO_PAGE = -1
+__all__ = ["EVICTION_ORDER", "IdleClass", "OutOfPages", "PagePool"]
+
+_KIND = {kind: place for place, kind in enumerate(EVICTION_ORDER)}
 
 
 class OutOfPages(Exception):
@@ -22,30 +27,31 @@ class OutOfPages(Exception):
 
 
 class PagePool:
-    """Page ids 0 .. total - 1 with reference counts, identities and idle lists.
+    """Page ids 0 .. total - 1 with reference counts and identities.
 
-    Idle lists are doubly linked through two arrays, so that a page leaves the middle of its list
-    in O(1) when a prefix hit brings it back to life.
+    `doubling_pages`: the position, in pages, at which a page costs twice as much to compute again
+    as the first of its chain (0: all cost the same).
     """
 
-    def __init__(self, total_pages: int) -> None:
+    def __init__(self, total_pages: int, doubling_pages: float = 0.0) -> None:
         if total_pages < 1:
             raise ValueError(f"total_pages is {total_pages}; it must be at least 1")
         self.total_pages = total_pages
+        self.evictions = dict.fromkeys(EVICTION_ORDER, 0)
+        """Pages evicted so far, by the class they had."""
         self._references = [0] * total_pages
         self._keys: list[bytes | None] = [None] * total_pages
+        self._parents: list[bytes | None] = [None] * total_pages
+        self._positions = [0] * total_pages
+        self._children = [0] * total_pages
+        """Cached pages whose parent is this one."""
         self._page_of: dict[bytes, int] = {}
         self._free = list(range(total_pages - 1, -1, -1))
         # Counted by itself, not as what the others leave: only so can the invariant fail.
         self._live = 0
-        self._class: list[IdleClass | None] = [None] * total_pages
-        self._idle = {kind: 0 for kind in EVICTION_ORDER}
-        # One ring per class through a sentinel at total_pages + class: next of the sentinel is the
-        # least recently used page.
-        sentinels = range(total_pages, total_pages + len(EVICTION_ORDER))
-        self._sentinel = dict(zip(EVICTION_ORDER, sentinels, strict=True))
-        self._next = [NO_PAGE] * total_pages + list(sentinels)
-        self._previous = [NO_PAGE] * total_pages + list(sentinels)
+        self._idle = [0] * len(EVICTION_ORDER)
+        self._class = [0] * total_pages
+        self._grid = EvictionGrid(total_pages, doubling_pages)
 
     @property
     def free_pages(self) -> int:
@@ -54,12 +60,16 @@ class PagePool:
     @property
     def idle_pages(self) -> dict[str, int]:
         """Idle pages by class."""
-        return {str(kind): count for kind, count in self._idle.items()}
+        return {str(kind): self._idle[place] for kind, place in _KIND.items()}
+
+    def idle_of(self, idle_class: IdleClass) -> int:
+        """Idle pages of one class."""
+        return self._idle[_KIND[idle_class]]
 
     @property
     def available_pages(self) -> int:
         """Pages an allocation can have: free and idle."""
-        return len(self._free) + sum(self._idle.values())
+        return len(self._free) + sum(self._idle)
 
     @property
     def live_pages(self) -> int:
@@ -74,26 +84,58 @@ class PagePool:
 
         Raises OutOfPages when fewer are available; then nothing changes.
         """
-        if count > self.available_pages:
-            raise OutOfPages(f"{count} pages asked, {self.available_pages} available")
-        pages = []
-        for _ in range(count):
-            page = self._free.pop() if self._free else self._evict()
+        free = self._free
+        if count > len(free):
+            if count > self.available_pages:
+                raise OutOfPages(f"{count} pages asked, {self.available_pages} available")
+            self._evict(count - len(free))
+        # Evicted pages lie on top in the order they went, behind nothing: take all that is needed.
+        pages = [free.pop() for _ in range(count)]
+        for page in pages:
             self._references[page] = 1
-            self._live += 1
-            pages.append(page)
+        self._live += count
         return pages
 
-    def publish(self, page: int, key: bytes) -> None:
-        """Gives a live page its identity; a later `share(key)` finds it.
+    def publish(
+        self, page: int, key: bytes, parent: bytes | None = None, position: int = 0
+    ) -> bool:
+        """Gives a live page its identity; returns whether a later `share(key)` finds this page.
 
-        When another page already has this identity nothing changes: the first one serves.
+        `parent` is the identity of the page before it, published by who holds this page, and
+        `position` its place in the chain. While another live page has the identity, that one
+        serves and nothing changes; an idle one is freed in favour of this page.
+
+        Raises ValueError when the page is not live or has another identity.
         """
         if self._references[page] < 1:
             raise ValueError(f"page {page} is not live")
-        if self._keys[page] is None and key not in self._page_of:
-            self._keys[page] = key
-            self._page_of[key] = page
+        own, known = self._keys[page], self._page_of.get(key)
+        if own is not None:
+            if own != key:
+                raise ValueError(f"page {page} has another identity")
+            return True
+        if known is None:
+            if parent is not None and (before := self._page_of.get(parent)) is not None:
+                self._children[before] += 1
+        elif self._references[known]:
+            return False
+        else:
+            self._forget_idle(known, page)
+        self._keys[page], self._parents[page] = key, parent
+        self._positions[page] = position
+        self._page_of[key] = page
+        return True
+
+    def match(self, keys: Sequence[bytes]) -> list[int]:
+        """Returns the pages of the leading identities that are known."""
+        find = self._page_of.get
+        pages: list[int] = []
+        for key in keys:
+            page = find(key)
+            if page is None:
+                break
+            pages.append(page)
+        return pages
 
     def knows(self, key: bytes) -> bool:
         """Whether a page with this identity is in the pool."""
@@ -101,8 +143,13 @@ class PagePool:
 
     def is_idle(self, key: bytes) -> bool:
         """Whether the page with this identity is idle: sharing it takes an available page away."""
-        page = self._page_of.get(key, NO_PAGE)
-        return page != NO_PAGE and self._references[page] == 0
+        page = self._page_of.get(key)
+        return page is not None and self._references[page] == 0
+
+    def count_idle(self, pages: Sequence[int]) -> int:
+        """How many of these pages with identities are idle."""
+        references = self._references
+        return [references[page] for page in pages].count(0)
 
     def share(self, key: bytes) -> int:
         """Returns the page with this identity, one reference richer, live again if it was idle.
@@ -110,60 +157,118 @@ class PagePool:
         Raises KeyError when no page has it.
         """
         page = self._page_of[key]
-        if self._references[page] == 0:
-            self._unlink(page)
-            self._live += 1
-        self._references[page] += 1
+        self.hold((page,))
         return page
 
+    def hold(self, pages: Sequence[int]) -> None:
+        """Adds a reference to each of these pages with identities; idle ones are live again."""
+        references, children, classes = self._references, self._children, self._class
+        revived = [0] * len(EVICTION_ORDER)
+        for page in pages:
+            held = references[page]
+            references[page] = held + 1
+            if not held:
+                revived[classes[page]] += 1
+                if not children[page]:
+                    self._grid.remove(page)
+        for kind, count in enumerate(revived):
+            self._idle[kind] -= count
+        self._live += sum(revived)
+
     def release(self, page: int, idle_class: IdleClass = "stable") -> None:
-        """Takes one reference back; the last one makes the page idle, or free without identity.
+        """Takes one reference of one page back; see `release_chain`."""
+        self.release_chain((page,), idle_class)
 
-        Raises ValueError when the page is not live.
+    def release_chain(self, pages: Sequence[int], idle_class: IdleClass = "stable") -> None:
+        """Takes one reference of each page back; the last one makes a page idle, or free without
+        identity. The pages are consecutive ones of a chain, and count as used at one time.
+
+        Raises ValueError when a page is not live.
         """
-        if self._references[page] < 1:
-            raise ValueError(f"page {page} is not live")
-        self._references[page] -= 1
-        if self._references[page]:
-            return
-        self._live -= 1
-        if self._keys[page] is None:
-            self._free.append(page)
-        else:
-            self._link(page, idle_class)
+        references, keys, free = self._references, self._keys, self._free
+        kind = _KIND[idle_class]
+        self._grid.use(len(pages))
+        for page in reversed(pages):
+            count = references[page] - 1
+            if count < 0:
+                raise ValueError(f"page {page} is not live")
+            references[page] = count
+            if count:
+                continue
+            self._live -= 1
+            if keys[page] is None:
+                free.append(page)
+            else:
+                self._lay(page, kind)
 
-    def reclassify(self, key: bytes, idle_class: IdleClass) -> None:
-        """Moves an idle page to another class, most recently used; live or unknown: no change."""
-        if self.is_idle(key):
-            page = self._page_of[key]
-            self._unlink(page)
-            self._link(page, idle_class)
+    def reclassify(
+        self, keys: Sequence[bytes], idle_class: IdleClass, was: IdleClass | None = None
+    ) -> None:
+        """Moves the idle ones of a chain's pages to another class, used now.
 
-    def _link(self, page: int, idle_class: IdleClass) -> None:
-        sentinel = self._sentinel[idle_class]
-        last = self._previous[sentinel]
-        self._next[last], self._previous[page] = page, last
-        self._next[page], self._previous[sentinel] = sentinel, page
-        self._class[page] = idle_class
-        self._idle[idle_class] += 1
+        Those that are live or unknown stay as they are; with `was`, those of other classes too.
+        """
+        kind = _KIND[idle_class]
+        self._grid.use(len(keys))
+        for key in reversed(keys):
+            page = self._page_of.get(key)
+            if page is None or self._references[page]:
+                continue
+            if was is not None and self._class[page] != _KIND[was]:
+                continue
+            if page in self._grid:
+                self._grid.remove(page)
+            self._idle[self._class[page]] -= 1
+            self._lay(page, kind)
 
-    def _unlink(self, page: int) -> None:
-        kind = self._class[page]
-        assert kind is not None
-        before, after = self._previous[page], self._next[page]
-        self._next[before], self._previous[after] = after, before
-        self._next[page] = self._previous[page] = NO_PAGE
-        self._class[page] = None
-        self._idle[kind] -= 1
+    def _lay(self, page: int, kind: int) -> None:
+        """Makes a page idle."""
+        grid = self._grid
+        self._class[page] = kind
+        self._idle[kind] += 1
+        grid.credits[page] = grid.credit(self._positions[page])
+        if not self._children[page]:
+            grid.add(page, kind, self._positions[page])
 
-    def _evict(self) -> int:
-        for kind in EVICTION_ORDER:
-            page = self._next[self._sentinel[kind]]
-            if page < self.total_pages:
-                self._unlink(page)
-                key = self._keys[page]
-                assert key is not None
-                del self._page_of[key]
-                self._keys[page] = None
-                return page
-        raise OutOfPages("no idle page")
+    def _forget_idle(self, page: int, successor: int) -> None:
+        """Frees an idle page whose identity, and whose children, another page takes over."""
+        if page in self._grid:
+            self._grid.remove(page)
+        self._idle[self._class[page]] -= 1
+        self._children[successor], self._children[page] = self._children[page], 0
+        self._keys[page] = self._parents[page] = None
+        self._free.append(page)
+
+    def _evict(self, count: int) -> None:
+        """Frees `count` idle pages."""
+        grid, keys, parents = self._grid, self._keys, self._parents
+        pages_of, children, references = self._page_of, self._children, self._references
+        classes, idle, free = self._class, self._idle, self._free
+        credits = grid.credits
+        evicted = [0] * len(EVICTION_ORDER)
+        page = -1
+        for _ in range(count):
+            if page < 0:
+                page = grid.pop()
+            kind, key, parent = classes[page], keys[page], parents[page]
+            assert key is not None
+            del pages_of[key]
+            keys[page] = parents[page] = None
+            idle[kind] -= 1
+            evicted[kind] += 1
+            free.append(page)
+            page = -1
+            if parent is None or (before := pages_of.get(parent)) is None:
+                continue
+            children[before] -= 1
+            if children[before] or references[before]:
+                continue
+            # The page before it is the end of its chain now. Used no later, it goes next.
+            if classes[before] == kind and credits[before] <= credits[free[-1]]:
+                page = before
+            else:
+                grid.add(before, classes[before], self._positions[before])
+        if page >= 0:
+            grid.add_next(page, classes[page], self._positions[page])
+        for name, place in _KIND.items():
+            self.evictions[name] += evicted[place]

@@ -58,7 +58,7 @@ class Prepare(msgspec.Struct, frozen=True):
     copies: tuple[PageMove, ...] = ()
 
 
-class Row(msgspec.Struct, frozen=True):
+class Row(msgspec.Struct, frozen=True, gc=False):
     """`count` tokens of one slot, from position `start`.
 
     The tokens come from the engine's mirror: the prompt, or what it sampled itself. The scheduler

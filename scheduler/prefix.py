@@ -9,6 +9,7 @@ weights, and both allowed to see each other's prefixes.
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_left
 from collections.abc import Sequence
 from hashlib import blake2b
 
@@ -28,7 +29,28 @@ def extend_keys(
     keys: list[bytes], root: bytes, token_ids: Sequence[int], tokens: int, page_tokens: int
 ) -> None:
     """Appends the keys of pages that `tokens` tokens fill completely and `keys` lacks."""
-    for page in range(len(keys), tokens // page_tokens):
-        parent = keys[-1] if keys else root
-        ids = array("I", token_ids[page * page_tokens : (page + 1) * page_tokens])
-        keys.append(blake2b(parent + ids.tobytes(), digest_size=KEY_BYTES).digest())
+    first = len(keys)
+    last = tokens // page_tokens
+    if last <= first:
+        return
+    ids = memoryview(array("I", token_ids[first * page_tokens : last * page_tokens])).cast("B")
+    width = page_tokens * array("I").itemsize
+    key = keys[-1] if keys else root
+    for start in range(0, (last - first) * width, width):
+        digest = blake2b(key, digest_size=KEY_BYTES)
+        digest.update(ids[start : start + width])
+        key = digest.digest()
+        keys.append(key)
+
+
+def prefix_keys(root: bytes, token_ids: Sequence[int], page_tokens: int) -> list[bytes]:
+    """Returns the keys of the full pages of `token_ids`: once per request, off the step loop."""
+    keys: list[bytes] = []
+    extend_keys(keys, root, token_ids, len(token_ids), page_tokens)
+    return keys
+
+
+def shared_pages(keys: Sequence[bytes], others: Sequence[bytes]) -> int:
+    """Returns how many leading pages two chains share, in O(log pages): equal keys have equal
+    histories, so the chains agree up to one place and nowhere after it."""
+    return bisect_left(range(min(len(keys), len(others))), 1, key=lambda i: keys[i] != others[i])

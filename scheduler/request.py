@@ -47,19 +47,28 @@ class Sequence:
 
     __slots__ = (
         "arrival",
+        "backlog_tokens",
         "cached_tokens",
+        "capacity_tokens",
+        "charged_tokens",
         "choice",
         "computed_tokens",
+        "end_tokens",
+        "full_tokens",
         "keys",
         "pages",
+        "priority",
+        "prompt_ids",
         "prompt_tokens",
         "published_pages",
         "request_id",
         "root_key",
         "sampling",
         "slot",
+        "stop_tokens",
+        "tenant",
         "token_ids",
-        "waits_for",
+        "waiting",
     )
 
     def __init__(
@@ -71,30 +80,53 @@ class Sequence:
         *,
         root_key: bytes,
         arrival: int,
-        waits_for: Sequence | None = None,
+        keys: list[bytes] | None = None,
+        priority: int = 0,
+        tenant: str = "",
+        stop_tokens: frozenset[int] = frozenset(),
+        end_tokens: int = 0,
     ) -> None:
         self.request_id = request_id
         self.choice = choice
-        self.token_ids = token_ids
+        self.prompt_ids = token_ids
+        """Shared with whoever gave it; never changed."""
+        self.token_ids = list(token_ids)
         """Prompt and generated tokens; the last generated one may not be in the cache yet."""
         self.prompt_tokens = len(token_ids)
         self.computed_tokens = 0
         """Tokens whose latent and index key are in the cache, from the start."""
         self.sampling = sampling
+        self.stop_tokens = stop_tokens
+        self.end_tokens = end_tokens
+        """Length at which it ends whatever it says."""
         self.pages: list[int] = []
-        self.keys: list[bytes] = []
+        self.capacity_tokens = 0
+        """Tokens that its pages hold."""
+        self.keys: list[bytes] = [] if keys is None else keys
         """Identity of each full page so far (scheduler.prefix)."""
+        self.published_pages = 0
+        """Leading pages that the pool knows by their identity."""
+        self.full_tokens = 0
+        """Computed tokens at which the next page is full."""
         self.cached_tokens: int | None = None
         """Prompt tokens found in the cache when it was first admitted; None before."""
-        self.published_pages = 0
-        """Leading pages whose identity the pool was told."""
+        self.backlog_tokens = 0
+        """Prompt tokens it still has to compute, as far as is known."""
+        self.charged_tokens = 0
+        """Length up to which its tenant was charged for generated tokens."""
         self.root_key = root_key
         self.slot = -1
         """Row in the engine's mirrors while running, else -1."""
+        self.waiting = False
+        self.priority = priority
+        self.tenant = tenant
         self.arrival = arrival
-        self.waits_for = waits_for
-        """The sibling whose prompt pages this choice will share; None once they exist."""
 
     @property
     def generated_tokens(self) -> int:
         return len(self.token_ids) - self.prompt_tokens
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """Place by priority and arrival; the highest of the running is preempted first."""
+        return self.priority, self.arrival

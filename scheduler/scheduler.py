@@ -1,65 +1,108 @@
-"""What runs next: one plan per step, decode and prefill mixed under one token budget.
+"""Requests come, run and end; `scheduler.planning` says in which steps.
 
-There are no phases. Every running sequence asks for its known tokens minus its computed ones: one
-when it decodes, many while its prompt is prefilled. Sequences that run come first, those that
-decode before those that prefill, else in order of admission; waiting ones join, by priority and
-arrival, when there is a slot, budget, and pages for all their known tokens. When a running sequence
-finds no page, the one of the lowest priority and last arrival is preempted: its pages go back, it
-waits at its place in the queue, and finds most of them again by their identity. Priority orders the
-queue; a waiting sequence never preempts a running one.
+plan = scheduler.plan(now_s)
+result = runner.execute(plan)
+news = scheduler.commit(result)
 """
 
 from __future__ import annotations
 
-from bisect import insort
-from typing import Literal, NamedTuple
+import msgspec
 
-from scheduler.budget import Budget
+from scheduler.admission import Limits, Sizes, never_fits
+from scheduler.backlog import Backlog
+from scheduler.budget import Budget, Predictor
 from scheduler.config import SchedulerConfig
+from scheduler.fairness import ServiceCounters
+from scheduler.leaders import PrefixLeaders
 from scheduler.outcome import Choice, Refusal
-from scheduler.pages import IdleClass, OutOfPages, PagePool
-from scheduler.plan import NewSlot, Prepare, Row, StepPlan, StepResult
-from scheduler.prefix import extend_keys, root_key
+from scheduler.pages import PagePool
+from scheduler.plan import StepPlan, StepResult, TokenLogprobs
+from scheduler.planning import PlannedStep, StepPlanner
+from scheduler.pre_warm import PreWarmer
+from scheduler.prefix import prefix_keys, root_key
+from scheduler.queue import WaitingQueue
 from scheduler.request import FinishReason, Sampling, Sequence
-
-
-class Waiting(NamedTuple):
-    """An entry of the queue, in its order: priority, then arrival."""
-
-    priority: int
-    arrival: int
-    sequence: Sequence
+from scheduler.running import RunningSet
+from scheduler.turns import EndedTurns, Why
 
 
 class Scheduler:
     """Queue, pages and running set of one replica. Pure: no clock, no tensors, no sockets.
 
     plan() and commit() alternate; submit(), stop(), abort() and turn_ended() come in between.
+    `predictor` tells what steps take, for `inter_token_target_s`.
     """
 
-    def __init__(self, config: SchedulerConfig) -> None:
-        capacity = config.total_pages * config.page_tokens
+    def __init__(self, config: SchedulerConfig, predictor: Predictor | None = None) -> None:
+        size = config.page_tokens
+        capacity = config.total_pages * size
         if config.max_model_len > capacity:
             raise ValueError(
                 f"max_model_len is {config.max_model_len}; the pages hold {capacity} tokens"
             )
-        self.config = config
-        self.pool = PagePool(config.total_pages)
-        self.running: list[Sequence] = []
-        self.waiting: list[Waiting] = []
-        self.preemptions = 0
+        self.config, self.predictor = config, predictor
+        self.pool = PagePool(config.total_pages, config.cost_doubling_tokens / size)
+        self.service = ServiceCounters()
+        self.waiting = WaitingQueue(self.service)
+        self.pre_warmer = PreWarmer(
+            self.pool,
+            page_tokens=size,
+            longest_tokens=config.max_model_len,
+            limit=config.max_pre_warms if config.prefix_caching else 0,
+        )
+        self.backlog = Backlog()
+        leaders = PrefixLeaders(self.waiting)
+        self._running = RunningSet(config, self.pool, self.service, leaders)
+        self._planner = StepPlanner(
+            config,
+            predictor,
+            self._running,
+            self.waiting,
+            leaders,
+            self.backlog,
+            self.pre_warmer,
+        )
+        self._turns = EndedTurns(
+            self.pool,
+            page_tokens=size,
+            remembered=4 * config.max_num_seqs,
+            awaited_s=config.awaited_s,
+            awaited_share=config.awaited_share,
+        )
         self._requests: dict[str, list[Sequence]] = {}
         """Unfinished sequences of each request."""
-        self._priorities: dict[str, int] = {}
-        self._ended: dict[tuple[str, int], list[bytes]] = {}
-        """Page identities of finished choices whose turn's end is not classified yet."""
-        self._free_slots = list(range(config.max_num_seqs - 1, -1, -1))
-        self._forget: list[int] = []
-        self._planned: list[tuple[Sequence, Row]] = []
-        self._step = 0
+        self._step = PlannedStep(Budget(config))
+        self._steps = 0
         self._arrivals = 0
 
+    @property
+    def running(self) -> list[Sequence]:
+        """Sequences with a slot, those that decode first; the pre-warmed one is not among them."""
+        return [*self._running.decoding.values(), *self._running.prefilling.values()]
+
+    @property
+    def preemptions(self) -> int:
+        return self._planner.preemptions
+
+    @property
+    def backlog_tokens(self) -> int:
+        """Prompt tokens that still have to be computed, as far as is known."""
+        return self.backlog.tokens
+
+    @property
+    def has_work(self) -> bool:
+        return bool(
+            self._running or len(self.waiting) or self._running.forget or len(self.pre_warmer)
+        )
+
     # ---------------------------------------------------------------- requests come and go
+
+    def prompt_keys(self, token_ids: list[int], tenant: str, cache_salt: str) -> list[bytes]:
+        """Returns the identities of a prompt's full pages. Any thread may call it, at any time."""
+        if not self.config.prefix_caching:
+            return []
+        return prefix_keys(self._root(tenant, cache_salt), token_ids, self.config.page_tokens)
 
     def submit(
         self,
@@ -71,31 +114,25 @@ class Scheduler:
         priority: int = 0,
         tenant: str = "",
         cache_salt: str = "",
+        keys: list[bytes] | None = None,
     ) -> int | Refusal:
         """Queues a request of `n` choices. Returns its prompt tokens now cached, or a refusal.
 
-        Choices after the first wait until the first has its prompt in the cache, and share it.
+        `token_ids` must not change later. `keys` are its prompt_keys, computed here when they are
+        None. Choices after the first share its prompt: they wait until the first has it in the
+        cache.
         """
-        config = self.config
+        config, size = self.config, self.config.page_tokens
         if request_id in self._requests:
             return Refusal(400, "duplicate_request_id", f"request id {request_id!r} is running")
-        if not token_ids:
-            return Refusal(400, "invalid_request_error", "the prompt has no tokens", "messages")
-        if not 1 <= n <= config.max_queued_requests:
-            return Refusal(
-                400,
-                "invalid_request_error",
-                f"n is {n}; it must be in [1, {config.max_queued_requests}]",
-                "n",
-            )
-        if len(token_ids) >= config.max_model_len:
-            return Refusal(
-                400,
-                "context_length_exceeded",
-                f"the prompt has {len(token_ids)} tokens; at most {config.max_model_len - 1} "
-                f"leave room for an answer in the window of {config.max_model_len}",
-                "messages",
-            )
+        limits = Limits(
+            max_model_len=config.max_model_len,
+            max_queued_requests=config.max_queued_requests,
+            max_queued_tokens=0,
+        )
+        never = never_fits(limits, Sizes(prompt_tokens=len(token_ids), n=n))
+        if never is not None:
+            return never
         if len(self.waiting) + n > config.max_queued_requests:
             return Refusal(
                 429,
@@ -103,32 +140,34 @@ class Scheduler:
                 f"{len(self.waiting)} sequences are waiting; the limit is "
                 f"{config.max_queued_requests}",
             )
-        root = root_key(config.boot_secret, config.weight_version, tenant, cache_salt)
-        first: Sequence | None = None
-        sequences = []
+        root = self._root(tenant, cache_salt)
+        if keys is None:
+            keys = self.prompt_keys(token_ids, tenant, cache_salt)
+        stop_tokens = frozenset(sampling.stop_token_ids)
+        if not sampling.ignore_eos:
+            stop_tokens |= frozenset(config.eos_token_ids)
+        shared_pages = min(len(keys), (len(token_ids) - 1) // size)
+        cached_tokens = len(self.pool.match(keys[:shared_pages])) * size
         for choice in range(n):
             sequence = Sequence(
                 request_id,
                 choice,
-                list(token_ids),
+                token_ids,
                 sampling,
                 root_key=root,
                 arrival=self._arrivals,
-                waits_for=first if config.prefix_caching else None,
+                keys=list(keys),
+                priority=priority,
+                tenant=tenant,
+                stop_tokens=stop_tokens,
+                end_tokens=min(len(token_ids) + sampling.max_tokens, config.max_model_len),
             )
             self._arrivals += 1
-            if first is None:
-                first = sequence
-                if config.prefix_caching:
-                    extend_keys(sequence.keys, root, token_ids, len(token_ids), config.page_tokens)
-            else:
-                sequence.keys = list(first.keys)
-            sequences.append(sequence)
-            insort(self.waiting, Waiting(priority, sequence.arrival, sequence))
-        assert first is not None
-        self._requests[request_id] = sequences
-        self._priorities[request_id] = priority
-        return len(self._hits(first)) * config.page_tokens
+            self._requests.setdefault(request_id, []).append(sequence)
+            found_tokens = shared_pages * size if choice else cached_tokens
+            self.backlog.set(sequence, len(token_ids) - found_tokens)
+            self.waiting.push(sequence)
+        return cached_tokens
 
     def stop(self, request_id: str, choice: int, at_token: int) -> list[Choice]:
         """Ends one choice after its `at_token`-th generated token; unknown ones are ignored.
@@ -150,272 +189,126 @@ class Scheduler:
         self,
         request_id: str,
         choice: int,
-        why: Literal["tool_calls", "answer", "length", "aborted"],
+        why: Why,
         flip_token: int | None,
+        *,
+        next_prefix: list[int] | None = None,
+        now_s: float = 0.0,
     ) -> None:
         """Classifies the idle pages of a finished choice by what the next turn will need.
 
-        tool_calls: the same prefix comes back soon, all pages are awaited. answer: pages from
-        `flip_token` on (None: none) are dead, since the next user message changes that token.
+        `flip_token` is the first position that the next user message changes (None: none), and
+        `next_prefix` the tokens its prompt will start with, to be pre-warmed.
         """
-        keys = self._ended.pop((request_id, choice), [])
-        # Tail first, as in _release: a prefix that loses its first page loses all of it.
-        for page in reversed(range(len(keys))):
-            if why == "tool_calls":
-                self.pool.reclassify(keys[page], "awaited")
-            elif why == "answer" and flip_token is not None:
-                if (page + 1) * self.config.page_tokens > flip_token:
-                    self.pool.reclassify(keys[page], "dead")
+        turn = self._turns.classify((request_id, choice), why, flip_token, now_s)
+        if turn is not None and why == "answer" and next_prefix:
+            self.pre_warmer.add(request_id, turn.root_key, next_prefix)
 
     # ---------------------------------------------------------------- one step
 
-    @property
-    def has_work(self) -> bool:
-        return bool(self.running or self.waiting or self._forget)
+    def plan(self, now_s: float = 0.0) -> StepPlan:
+        """Returns the next step's plan; its rows must be committed before the next plan.
 
-    def plan(self) -> StepPlan:
-        """Returns the next step's plan; its rows must be committed before the next plan."""
-        assert not self._planned, "the previous plan was not committed"
-        budget = Budget(self.config)
-        new_slots: list[NewSlot] = []
-        new_pages: list[tuple[int, tuple[int, ...]]] = []
-        preemptions = self.preemptions
-
-        # Decode before prefill: a long prompt must not stall the answers that stream.
-        for sequence in sorted(self.running, key=_needs_many):
-            if sequence.slot < 0:  # preempted for an earlier one of this loop
-                continue
-            count = budget.fit(sequence, len(sequence.token_ids) - sequence.computed_tokens)
-            if not count:
-                continue
-            pages = self._grow(sequence, sequence.computed_tokens + count)
-            while pages is None and sequence.slot >= 0:
-                self._preempt(max(self.running, key=self._rank), budget)
-                if sequence.slot >= 0:
-                    pages = self._grow(sequence, sequence.computed_tokens + count)
-            if pages is None:
-                continue
-            if pages:
-                new_pages.append((sequence.slot, tuple(pages)))
-            self._add_row(budget, sequence, count)
-
-        if self.preemptions == preemptions:
-            self._admit(budget, new_slots)
-        plan = StepPlan(
-            self._step,
-            tuple(row for _, row in self._planned),
-            Prepare(
-                tuple(new_slots),
-                tuple((slot, pages) for slot, pages in new_pages if slot not in self._forget),
-            ),
-            tuple(self._forget),
-        )
-        self._forget = []
-        self._step += 1
-        return plan
+        `now_s` is the time by any clock that turn_ended() is told too.
+        """
+        assert not self._step.rows, "the previous plan was not committed"
+        self._turns.expire(now_s)
+        self._step = self._planner.plan(self._steps)
+        self._steps += 1
+        return self._step.plan
 
     def commit(self, result: StepResult) -> list[Choice]:
-        """Takes a step's tokens in; returns the news of every choice that got one or ended."""
-        news = []
-        planned, self._planned = self._planned, []
-        for (sequence, row), token, logprob in zip(
-            planned, result.token_ids, result.logprobs, strict=True
-        ):
+        """Takes a step's tokens in; returns the news of every choice that got one or ended.
+
+        Raises ValueError when the result has not one token per row.
+        """
+        step = self._step
+        planned, rows, decodes = step.sequences, step.rows, step.decode_rows
+        tokens, logprobs = result.token_ids, result.logprobs
+        if not len(rows) == len(tokens) == len(logprobs):
+            raise ValueError(f"{len(tokens)} tokens and {len(logprobs)} logprobs, {len(rows)} rows")
+        self._step = PlannedStep(step.budget)
+        if self.predictor is not None and rows and result.seconds > 0:
+            self.predictor.observe(step.sums, result.seconds)
+        news: list[Choice] = []
+        # All that a decode row needs in most steps, in one place: this loop is the step's overhead.
+        for sequence, token, logprob in zip(planned[:decodes], tokens, logprobs, strict=False):
+            computed = sequence.computed_tokens + 1
+            sequence.computed_tokens = computed
+            if computed == sequence.full_tokens:
+                self._running.page_full(sequence)
+            known = sequence.token_ids
+            known.append(token)
+            if token in sequence.stop_tokens or len(known) >= sequence.end_tokens:
+                news.append(self._finish(sequence, token, logprob))
+            else:
+                own = None if logprob is None else [logprob]
+                news.append(Choice(sequence.request_id, sequence.choice, [token], own, None))
+        for place in range(decodes, len(rows)):
+            sequence, row = planned[place], rows[place]
             sequence.computed_tokens = row.start + row.count
-            self._publish(sequence)
-            if row.sample == "none":
+            self._running.page_full(sequence)
+            if sequence is self.pre_warmer.active:
+                self._pre_warmed(sequence, row.count)
                 continue
-            sequence.token_ids.append(token)
-            finish, stop_token = self._finish(sequence, token)
-            news.append(
-                Choice(
-                    sequence.request_id,
-                    sequence.choice,
-                    [token],
-                    None if logprob is None else [logprob],
-                    finish,
-                    stop_token,
-                    sequence.cached_tokens if sequence.generated_tokens == 1 else None,
-                )
-            )
-            if finish:
-                self.running.remove(sequence)
-                self._end(sequence)
+            self.backlog.set(sequence, sequence.prompt_tokens - sequence.computed_tokens)
+            if row.sample == "last":
+                news.append(self._first_token(sequence, tokens[place], logprobs[place]))
         return news
 
-    @property
-    def backlog_tokens(self) -> int:
-        """Prompt tokens that still have to be computed."""
-        waiting = (w.sequence for w in self.waiting)
-        return sum(max(0, s.prompt_tokens - s.computed_tokens) for s in (*self.running, *waiting))
+    # ---------------------------------------------------------------- the end of a choice
 
-    # ---------------------------------------------------------------- inside
+    def _first_token(self, sequence: Sequence, token: int, logprob: TokenLogprobs | None) -> Choice:
+        """The known tokens of a sequence are computed; it has its first new token."""
+        self._running.decode(sequence)
+        sequence.token_ids.append(token)
+        first = sequence.generated_tokens == 1
+        cached_tokens = sequence.cached_tokens if first else None
+        if token in sequence.stop_tokens or len(sequence.token_ids) >= sequence.end_tokens:
+            choice = self._finish(sequence, token, logprob)
+            return msgspec.structs.replace(choice, cached_tokens=cached_tokens)
+        own = None if logprob is None else [logprob]
+        return Choice(sequence.request_id, sequence.choice, [token], own, None, None, cached_tokens)
 
-    def _hits(self, sequence: Sequence) -> list[bytes]:
-        """Identities of the leading pages found in the pool; at most prompt - 1 tokens, so that
-        one token is left whose logits start the answer."""
-        limit = (len(sequence.token_ids) - 1) // self.config.page_tokens
-        hits = []
-        for key in sequence.keys[:limit]:
-            if not self.pool.knows(key):
-                break
-            hits.append(key)
-        return hits
-
-    def _admit(self, budget: Budget, new_slots: list[NewSlot]) -> None:
-        """Starts waiting sequences in order until one does not fit; none overtakes it."""
-        index = 0
-        while index < len(self.waiting) and self._free_slots and budget.tokens > 0:
-            sequence = self.waiting[index].sequence
-            if self._waits_for_sibling(sequence):
-                index += 1
-                continue
-            hits = self._hits(sequence)
-            pages_total = -(-len(sequence.token_ids) // self.config.page_tokens)
-            revived = sum(self.pool.is_idle(key) for key in hits)
-            if pages_total - len(hits) + revived > self.pool.available_pages:
-                return
-            start = len(hits) * self.config.page_tokens
-            sequence.computed_tokens = start
-            count = budget.fit(sequence, len(sequence.token_ids) - start)
-            if not count:
-                sequence.computed_tokens = 0
-                return
-            del self.waiting[index]
-            sequence.pages = [self.pool.share(key) for key in hits]
-            sequence.pages += self.pool.allocate(pages_total - len(hits))
-            sequence.slot = self._free_slots.pop()
-            self.running.append(sequence)
-            if sequence.cached_tokens is None:
-                sequence.cached_tokens = start
-            new_slots.append(
-                NewSlot(
-                    sequence.slot,
-                    sequence.request_id,
-                    sequence.choice,
-                    list(sequence.token_ids),
-                    sequence.prompt_tokens,
-                    sequence.sampling,
-                    list(sequence.pages),
-                )
-            )
-            self._add_row(budget, sequence, count)
-
-    def _waits_for_sibling(self, sequence: Sequence) -> bool:
-        """Whether the choice that computes the shared prompt still has to get there."""
-        first = sequence.waits_for
-        if first is None:
-            return False
-        shared = (sequence.prompt_tokens - 1) // self.config.page_tokens * self.config.page_tokens
-        alive = first in self._requests.get(sequence.request_id, ())
-        if alive and first.computed_tokens < shared:
-            return True
-        sequence.waits_for = None
-        return False
-
-    def _add_row(self, budget: Budget, sequence: Sequence, count: int) -> None:
-        start = sequence.computed_tokens
-        budget.spend(start, count)
-        row = Row(
-            sequence.slot,
-            start,
-            count,
-            "last" if start + count == len(sequence.token_ids) else "none",
-            self.config.forms.form(start, count),
-        )
-        self._planned.append((sequence, row))
-
-    def _grow(self, sequence: Sequence, tokens: int) -> list[int] | None:
-        """Gives the sequence pages for `tokens` tokens: the new ones, None when there are none."""
-        missing = -(-tokens // self.config.page_tokens) - len(sequence.pages)
-        if missing <= 0:
-            return []
-        try:
-            pages = self.pool.allocate(missing)
-        except OutOfPages:
-            return None
-        sequence.pages += pages
-        return pages
-
-    def _publish(self, sequence: Sequence) -> None:
-        """Gives full pages their identity."""
-        if not self.config.prefix_caching:
-            return
-        size, computed = self.config.page_tokens, sequence.computed_tokens
-        extend_keys(sequence.keys, sequence.root_key, sequence.token_ids, computed, size)
-        for page in range(sequence.published_pages, computed // size):
-            self.pool.publish(sequence.pages[page], sequence.keys[page])
-        sequence.published_pages = computed // size
-
-    def _preempt(self, sequence: Sequence, budget: Budget) -> None:
-        """Takes a running sequence's pages, slot and row; it waits where its arrival puts it."""
-        self.running.remove(sequence)
-        for planned, row in self._planned:
-            if planned is sequence:
-                budget.give_back(row.start, row.count)
-        self._planned = [(s, row) for s, row in self._planned if s is not sequence]
-        self._release(sequence)
-        sequence.computed_tokens = 0
-        insort(self.waiting, Waiting(*self._rank(sequence), sequence))
-        self.preemptions += 1
-
-    def _rank(self, sequence: Sequence) -> tuple[int, int]:
-        """Place in the queue; the highest is preempted first."""
-        return self._priorities[sequence.request_id], sequence.arrival
-
-    def _release(self, sequence: Sequence, keep: int | None = None) -> None:
-        """Gives slot and pages back; pages after the first `keep` hold nothing worth keeping."""
-        # Tail first: of one sequence's idle pages the last are the first to be evicted.
-        for index, page in reversed(list(enumerate(sequence.pages))):
-            kind: IdleClass = "stable" if keep is None or index < keep else "dead"
-            self.pool.release(page, kind)
-        sequence.pages = []
-        sequence.published_pages = 0
-        if sequence.slot >= 0:
-            self._forget.append(sequence.slot)
-            self._free_slots.append(sequence.slot)
-            sequence.slot = -1
-
-    def _finish(self, sequence: Sequence, token: int) -> tuple[FinishReason | None, int | None]:
-        sampling = sequence.sampling
-        ends = token in sampling.stop_token_ids or (
-            token in self.config.eos_token_ids and not sampling.ignore_eos
-        )
-        if ends:
-            return "stop", token
-        if sequence.generated_tokens >= sampling.max_tokens:
-            return "length", None
-        if len(sequence.token_ids) >= self.config.max_model_len:
-            return "length", None
-        return None, None
+    def _finish(self, sequence: Sequence, token: int, logprob: TokenLogprobs | None) -> Choice:
+        """Ends a sequence with its last token."""
+        self._end(sequence)
+        own = None if logprob is None else [logprob]
+        request_id, choice = sequence.request_id, sequence.choice
+        if token in sequence.stop_tokens:
+            return Choice(request_id, choice, [token], own, "stop", token)
+        return Choice(request_id, choice, [token], own, "length")
 
     def _end(self, sequence: Sequence) -> None:
         """The sequence's pages go back; its request is forgotten with its last choice."""
         full = sequence.computed_tokens // self.config.page_tokens
-        self._ended[(sequence.request_id, sequence.choice)] = sequence.keys[:full]
-        while len(self._ended) > 4 * self.config.max_num_seqs:
-            del self._ended[next(iter(self._ended))]
-        self._release(sequence, keep=full)
+        name = (sequence.request_id, sequence.choice)
+        self._turns.add(name, sequence.root_key, sequence.keys[:full])
+        if sequence.waiting:
+            self.waiting.remove(sequence)
+        self._running.charge_output(sequence)
+        self._running.release(sequence, keep=full)
+        self.backlog.set(sequence, 0)
         siblings = self._requests[sequence.request_id]
         siblings.remove(sequence)
         if not siblings:
             del self._requests[sequence.request_id]
-            del self._priorities[sequence.request_id]
 
     def _end_early(self, request_id: str, why: FinishReason, choice: int | None) -> list[Choice]:
-        assert not self._planned, "a step is in flight"
+        assert not self._step.rows, "a step is in flight"
         news = []
         for sequence in list(self._requests.get(request_id, ())):
-            if choice is not None and sequence.choice != choice:
-                continue
-            if sequence.slot >= 0:
-                self.running.remove(sequence)
-            else:
-                self.waiting = [w for w in self.waiting if w.sequence is not sequence]
-            self._end(sequence)
-            news.append(Choice(request_id, sequence.choice, [], None, why))
+            if choice is None or sequence.choice == choice:
+                self._end(sequence)
+                news.append(Choice(request_id, sequence.choice, [], None, why))
         return news
 
+    def _pre_warmed(self, sequence: Sequence, count: int) -> None:
+        self.pre_warmer.computed_tokens += count
+        if sequence.computed_tokens == len(sequence.token_ids):
+            self.pre_warmer.finish()
+            self._running.release(sequence)
 
-def _needs_many(sequence: Sequence) -> bool:
-    return len(sequence.token_ids) - sequence.computed_tokens > 1
+    def _root(self, tenant: str, cache_salt: str) -> bytes:
+        config = self.config
+        return root_key(config.boot_secret, config.weight_version, tenant, cache_salt)

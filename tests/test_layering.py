@@ -31,6 +31,7 @@ OWN = {
     ),
     "loadtest": ("cost_model", "api.chat"),
     "training": ("engine", "kernels", "api.chat"),
+    "benchmarks": ("engine", "kernels", "scheduler", "cost_model", "api.chat"),
     "winnow.py": (),
 }
 """Layer -> the modules of other layers that it may import, and everything below them."""
@@ -53,6 +54,7 @@ THIRD_PARTY = {
     "api": ("fastapi", "msgspec", "starlette", "tokenizers", "tqdm", "uvicorn"),
     "loadtest": ("httpx", "locust", "msgspec", "numpy", "openai", "tqdm"),
     "training": ("msgspec", "numpy", "safetensors", "tokenizers", "torch", "tqdm"),
+    "benchmarks": ("msgspec", "numpy", "safetensors", "torch", "tqdm", "transformers"),
     "winnow.py": (),
 }
 """Layer -> the packages that it may import."""

@@ -14,6 +14,11 @@ from tests.api.server_process import ServerProcess
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+TWO_STEPS = (
+    'find_city {"name": "Anna"} -> Paris',
+    'get_weather {"city": "Paris"} -> rainy',
+    "answers:",
+)
 PORT = "http://127.0.0.1:8000"
 
 
@@ -40,9 +45,9 @@ def test_the_question_is_answered_from_its_facts(server: ServerProcess) -> None:
     assert "Paris" in run(EXAMPLES[0], server)
 
 
-def test_the_tool_loop_calls_reads_and_answers(server: ServerProcess) -> None:
-    # How many steps the small model takes is its own affair, and graded by training.evaluate.
+def test_the_tool_loop_reasons_calls_reads_and_answers_in_two_steps(server: ServerProcess) -> None:
     said = run(EXAMPLES[1], server)
-    assert 'find_city {"name": "Anna"} -> Paris' in said
-    assert said.count("thinks:") == said.count("calls:") + 1
-    assert "answers:" in said
+    places = [said.find(part) for part in TWO_STEPS]
+    assert -1 not in places and places == sorted(places), said
+    assert said.count("thinks:") == said.count("calls:") + 1 == 3
+    assert "rainy" in said[said.index("answers:") :]

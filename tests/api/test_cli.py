@@ -47,13 +47,22 @@ def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert "sevre" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", list(winnow.COMMANDS))
-def test_help_has_groups_and_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def help_of(command: str, capsys: pytest.CaptureFixture[str]) -> str:
     with pytest.raises(SystemExit) as caught:
         winnow.main([command, "--help"])
     assert caught.value.code == 0
-    help_ = capsys.readouterr().out
-    for part in ("model:", "memory and batching:", "attention and numerics:", "examples:"):
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", list(winnow.COMMANDS))
+def test_help_has_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert f"winnow {command} " in help_of(command, capsys).split("examples:")[1]
+
+
+@pytest.mark.parametrize("command", ["serve", "batch"])
+def test_engine_options_are_grouped(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    help_ = help_of(command, capsys)
+    for part in ("model:", "memory and batching:", "attention and numerics:"):
         assert part in help_
     assert "(default: 64)" in help_
 

@@ -37,7 +37,7 @@ def test_wrong_types_name_their_field(fields: dict[str, Any], param: str) -> Non
 
 
 def test_the_body_is_openais() -> None:
-    error = ApiError(429, "too much", code="queue_full", retry_after=2.6)
+    error = ApiError(429, "too much", code="queue_full", retry_after=2.2)
     assert msgspec.to_builtins(error.body) == {
         "error": {
             "message": "too much",

@@ -225,7 +225,7 @@ def test_a_hundred_requests_at_once_are_each_answered_or_refused(
             return "answered"
         except EngineRefused as refused:
             assert refused.status == 429
-            assert refused.retry_after is not None and refused.retry_after >= 1
+            assert refused.retry_after is not None and refused.retry_after > 0
             return "refused"
 
     async def scenario() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from engine.core import EngineCore, Rates
+from engine.core import DrainRate, EngineCore, KeyedSubmit, Rates
 from engine.messages import (
     Abort,
     Accepted,
@@ -22,6 +22,7 @@ from engine.messages import (
     ToEngine,
     TurnEnded,
 )
+from scheduler.admission import UNKNOWN_RETRY_S
 from scheduler.plan import Row, StepPlan, StepResult
 from scheduler.request import Sampling
 from tests.engine.replica import TinyReplica, prompt_of
@@ -143,7 +144,7 @@ def test_refusals_carry_status_field_and_when_to_come_back() -> None:
     assert refused.keys() == {"too many", "too long"}
     assert (refused["too many"].status, refused["too many"].code) == (429, "queue_full")
     retry_after = refused["too many"].retry_after
-    assert retry_after is not None and retry_after >= 1
+    assert retry_after == UNKNOWN_RETRY_S, "no step has run"
     assert (refused["too long"].status, refused["too long"].param) == (400, "messages")
     assert refused["too long"].retry_after is None
     assert {o.id for o in talk.outputs} == {"first"}
@@ -206,3 +207,58 @@ def test_rates_share_a_step_among_its_tokens() -> None:
     rates.observe(StepPlan(3, rows[:1]), StepResult(3, [5], [None], 1.0))
     assert rates.decode_tokens_per_s == pytest.approx(0.6)
     assert rates.prefill_tokens_per_s == 5.0
+
+
+def test_the_drain_rate_is_that_of_steps_with_a_backlog() -> None:
+    drain = DrainRate()
+    assert drain.tokens_per_s == 0.0
+    drain.observe(0, 0, 1.0)
+    assert drain.tokens_per_s == 0.0, "an idle step says nothing"
+    for _ in range(200):
+        drain.observe(1000, 800, 0.5)
+    assert drain.tokens_per_s == pytest.approx(400)
+    for _ in range(200):
+        drain.observe(1000, 950, 0.5)
+    assert drain.tokens_per_s == pytest.approx(100), "old steps are forgotten"
+    for _ in range(200):
+        drain.observe(1000, 1100, 0.5)
+    assert drain.tokens_per_s == 0.0, "preemption adds to the backlog"
+
+
+def test_a_prompt_hashed_outside_the_loop_finds_the_same_pages() -> None:
+    talk = Conversation()
+    first, second = Submit("a", prompt_of(200), SHORT), Submit("b", prompt_of(200), SHORT)
+    prepared = talk.core.prepared(second)
+    assert isinstance(prepared, KeyedSubmit) and len(prepared.keys) == 3
+    assert talk.core.prepared(Abort("x")) == Abort("x")
+    inbox = talk.inbox
+
+    def react(output: Output) -> None:
+        if output.id == "a" and output.finish:
+            talk.open.add(("b", 0))
+            inbox.put(prepared)
+
+    talk.react = react
+    talk.run(first)
+    (cached,) = [o.extras["cached_tokens"] for o in talk.outputs if o.id == "b" and o.extras]
+    assert cached == 192
+
+
+def test_the_form_of_the_next_turn_is_warm_when_its_message_comes() -> None:
+    talk = Conversation()
+    prompt, dropped = prompt_of(100), [*prompt_of(64), *prompt_of(128, seed=7)]
+    spans = [Span(0, 64, "stable"), Span(64, 100, "reasoning")]
+
+    def react(output: Output) -> None:
+        if output.finish:
+            talk.inbox.put(TurnEnded("a", 0, "answer", spans, next_prefix=dropped))
+
+    talk.react = react
+    talk.run(Submit("a", prompt, SHORT))
+    scheduler = talk.replica.scheduler
+    # Shutdown came right behind; what the loop would do when idle, step by step.
+    assert talk.core.snapshot().pre_warms == 1 and scheduler.has_work
+    while scheduler.has_work:
+        talk.core._step()
+    assert talk.core.snapshot().pre_warmed_tokens == 128, "the first page was there"
+    assert scheduler.submit("b", [*dropped, *prompt_of(9)], SHORT) == 192

@@ -270,7 +270,8 @@ def test_a_resumed_slot_remembers_what_it_generated() -> None:
 def test_logprobs_are_the_normalised_log_softmax() -> None:
     logits = logits_of(5)
     expected = logits.double().log_softmax(0)
-    found = logprobs_of(logits, 7, VOCAB)
+    (found,) = logprobs_of(logits[None], [7], [VOCAB])
+    assert found is not None
     assert found.logprob == pytest.approx(expected[7].item(), abs=1e-5)
     assert sum(math.exp(value) for _, value in found.top) == pytest.approx(1.0, abs=1e-5)
     assert [token for token, _ in found.top] == expected.argsort(descending=True).tolist()
@@ -279,5 +280,13 @@ def test_logprobs_are_the_normalised_log_softmax() -> None:
 
 
 def test_no_top_logprobs_still_give_the_sampled_one() -> None:
-    found = logprobs_of(logits_of(5), 7, 0)
-    assert found.top == [] and found.logprob < 0
+    (found,) = logprobs_of(logits_of(5)[None], [7], [0])
+    assert found is not None and found.top == [] and found.logprob < 0
+
+
+def test_each_row_gets_as_many_logprobs_as_it_asks_for() -> None:
+    logits = torch.stack([logits_of(n) for n in range(4)])
+    found = logprobs_of(logits, [1, 2, 3, 4], [3, None, 0, 1])
+    assert [None if line is None else len(line.top) for line in found] == [3, None, 0, 1]
+    for row in (0, 2, 3):
+        assert logprobs_of(logits[row : row + 1], [row + 1], [(3, 0, 0, 1)[row]]) == [found[row]]

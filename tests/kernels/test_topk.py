@@ -7,7 +7,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels.topk import positions_of, select_top_k, select_top_k_reference
+from kernels.topk import (
+    positions_of,
+    select_top_k,
+    select_top_k_reference,
+    top_k_positions,
+)
 
 INF = math.inf
 
@@ -25,8 +30,11 @@ def score_rows(draw: st.DrawFn) -> list[list[float]]:
 
 
 def chosen(scores: torch.Tensor, k: int) -> list[list[int]]:
-    """Positions per row, through both functions, with the -1 padding checked and removed."""
+    """Positions per row, through mask and short cut, with the -1 padding checked and removed."""
     rows = positions_of(select_top_k(scores, k), k).tolist()
+    positions, complete = top_k_positions(scores, k)
+    assert positions.tolist() == rows
+    assert not (complete and (positions < 0).any())
     for row in rows:
         count = sum(p >= 0 for p in row)
         assert all(p == -1 for p in row[count:]), "packed left, padded with -1"
@@ -80,3 +88,11 @@ def test_negative_scores_beat_masked_ones() -> None:
 def test_more_selected_than_k_positions_is_an_error() -> None:
     with pytest.raises(IndexError):
         positions_of(torch.ones(1, 5, dtype=torch.bool), 4)
+
+
+def test_without_a_tie_at_the_kth_score_nothing_is_padded() -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.stack([torch.randperm(50, generator=generator) for _ in range(4)]).float()
+    positions, complete = top_k_positions(scores, 7)
+    assert complete
+    assert positions.tolist() == select_top_k_reference(scores, 7)

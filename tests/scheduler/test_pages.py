@@ -6,88 +6,88 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from scheduler.pages import EVICTION_ORDER, IdleClass, OutOfPages, PagePool
+from tests.scheduler.pool_checks import check_pool
 
-TOTAL = 6
-KEYS = [bytes([n]) for n in range(8)]
+TOTAL = 7
 CLASSES = st.sampled_from(EVICTION_ORDER)
+PATHS = st.lists(st.integers(0, 1), min_size=1, max_size=5)
+"""A chain of pages: each page's tokens are told by one bit, so that chains share and branch."""
 
 
-class PoolAgainstModel(RuleBasedStateMachine):
-    """The pool beside a model of plain lists: owners of live pages, idle ones in eviction order."""
+def keys_of(path: list[int]) -> list[bytes]:
+    return [bytes(path[: end + 1]) for end in range(len(path))]
+
+
+class Holder:
+    """A sequence: its chain, its pages, and how many of them it has published."""
+
+    def __init__(self, keys: list[bytes], pages: list[int], published: int) -> None:
+        self.keys, self.pages, self.published = keys, pages, published
+
+
+class PoolUnderSequences(RuleBasedStateMachine):
+    """Sequences that come, publish and go; `written` is what each page holds."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.pool = PagePool(TOTAL)
-        self.owners: dict[int, int] = {}
-        self.keys: dict[int, bytes] = {}
-        self.idle: dict[IdleClass, list[int]] = {kind: [] for kind in EVICTION_ORDER}
+        self.pool = PagePool(TOTAL, doubling_pages=2)
+        self.holders: list[Holder] = []
+        self.written: dict[int, bytes] = {}
 
     @property
-    def free(self) -> int:
-        return TOTAL - len(self.owners) - sum(map(len, self.idle.values()))
+    def owners(self) -> list[int]:
+        return [page for holder in self.holders for page in holder.pages]
 
-    def page_of(self, key: bytes) -> int | None:
-        return next((page for page, k in self.keys.items() if k == key), None)
-
-    @rule(count=st.integers(0, TOTAL + 1))
-    def allocate(self, count: int) -> None:
-        order = [page for kind in EVICTION_ORDER for page in self.idle[kind]]
-        if count > self.free + len(order):
+    @rule(path=PATHS)
+    def come(self, path: list[int]) -> None:
+        keys = keys_of(path)
+        found = self.pool.match(keys)
+        assert [self.written[page] for page in found] == keys[: len(found)], "another history"
+        missing = len(keys) - len(found)
+        if missing + self.pool.count_idle(found) > self.pool.available_pages:
+            before = (self.pool.free_pages, self.pool.idle_pages)
             with pytest.raises(OutOfPages):
-                self.pool.allocate(count)
+                self.pool.allocate(self.pool.available_pages + 1)
+            assert before == (self.pool.free_pages, self.pool.idle_pages)
             return
-        evicted = order[: max(0, count - self.free)]
-        for page in evicted:
-            del self.keys[page]
-        self.idle = {k: [p for p in pages if p not in evicted] for k, pages in self.idle.items()}
-        pages = self.pool.allocate(count)
-        assert len(set(pages)) == count
-        assert not set(pages) & self.owners.keys(), "a live page was handed out again"
-        assert set(evicted) <= set(pages), "free pages first, then idle ones in order"
-        assert not set(pages) & set(order[len(evicted) :])
-        self.owners |= dict.fromkeys(pages, 1)
+        self.pool.hold(found)
+        new = self.pool.allocate(missing)
+        assert len(set(new)) == missing and not set(new) & set(self.owners), "a live page"
+        assert not set(new) & set(found)
+        for page in new:
+            self.written.pop(page, None)
+        self.holders.append(Holder(keys, found + new, len(found)))
 
-    @precondition(lambda self: self.owners)
-    @rule(data=st.data(), key=st.sampled_from(KEYS))
-    def publish(self, data: st.DataObject, key: bytes) -> None:
-        page = data.draw(st.sampled_from(sorted(self.owners)))
-        self.pool.publish(page, key)
-        if page not in self.keys and self.page_of(key) is None:
-            self.keys[page] = key
+    @precondition(lambda self: any(h.published < len(h.keys) for h in self.holders))
+    @rule(data=st.data())
+    def publish(self, data: st.DataObject) -> None:
+        holder = data.draw(st.sampled_from([h for h in self.holders if h.published < len(h.keys)]))
+        place = holder.published
+        page, key = holder.pages[place], holder.keys[place]
+        other = [
+            h.pages[place]
+            for h in self.holders
+            if h.published > place and h.keys[place] == key and h is not holder
+        ]
+        told = self.pool.publish(page, key, holder.keys[place - 1] if place else None, place)
+        assert told == (not other), "refused exactly while another live page serves"
+        self.written[page] = key
+        if told:
+            holder.published += 1
+            assert self.pool.match(holder.keys[: place + 1]) == holder.pages[: place + 1]
 
-    @rule(key=st.sampled_from(KEYS))
-    def share(self, key: bytes) -> None:
-        page = self.page_of(key)
-        if page is None:
-            with pytest.raises(KeyError):
-                self.pool.share(key)
-            return
-        assert self.pool.share(key) == page
-        for pages in self.idle.values():
-            if page in pages:
-                pages.remove(page)
-        self.owners[page] = self.owners.get(page, 0) + 1
-
-    @precondition(lambda self: self.owners)
+    @precondition(lambda self: self.holders)
     @rule(data=st.data(), kind=CLASSES)
-    def release(self, data: st.DataObject, kind: IdleClass) -> None:
-        page = data.draw(st.sampled_from(sorted(self.owners)))
-        self.pool.release(page, kind)
-        self.owners[page] -= 1
-        if not self.owners[page]:
-            del self.owners[page]
-            if page in self.keys:
-                self.idle[kind].append(page)
+    def go(self, data: st.DataObject, kind: IdleClass) -> None:
+        holder = data.draw(st.sampled_from(self.holders))
+        self.holders.remove(holder)
+        self.pool.release_chain(holder.pages, kind)
 
-    @rule(key=st.sampled_from(KEYS), kind=CLASSES)
-    def reclassify(self, key: bytes, kind: IdleClass) -> None:
-        self.pool.reclassify(key, kind)
-        page = self.page_of(key)
-        for pages in self.idle.values():
-            if page is not None and page in pages:
-                pages.remove(page)
-                self.idle[kind].append(page)
-                break
+    @rule(path=PATHS, kind=CLASSES, was=st.none() | CLASSES)
+    def reclassify(self, path: list[int], kind: IdleClass, was: IdleClass | None) -> None:
+        idle = self.pool.idle_pages
+        self.pool.reclassify(keys_of(path), kind, was)
+        assert sum(self.pool.idle_pages.values()) == sum(idle.values())
 
     @rule(page=st.integers(0, TOTAL - 1))
     def what_is_not_live_can_be_neither_released_nor_published(self, page: int) -> None:
@@ -95,69 +95,137 @@ class PoolAgainstModel(RuleBasedStateMachine):
             with pytest.raises(ValueError, match=f"page {page} is not live"):
                 self.pool.release(page)
             with pytest.raises(ValueError, match=f"page {page} is not live"):
-                self.pool.publish(page, KEYS[0])
-
-    @invariant()
-    def counts_add_up(self) -> None:
-        pool = self.pool
-        assert pool.live_pages == len(self.owners)
-        assert pool.idle_pages == {kind: len(pages) for kind, pages in self.idle.items()}
-        assert pool.free_pages == self.free
-        assert pool.live_pages + sum(pool.idle_pages.values()) + pool.free_pages == TOTAL
-        assert pool.available_pages == TOTAL - len(self.owners)
+                self.pool.publish(page, b"x")
 
     @invariant()
     def references_are_owners(self) -> None:
+        owners = self.owners
         assert [self.pool.references(p) for p in range(TOTAL)] == [
-            self.owners.get(p, 0) for p in range(TOTAL)
+            owners.count(p) for p in range(TOTAL)
         ]
+        assert self.pool.available_pages == TOTAL - len(set(owners))
 
     @invariant()
-    def identities_are_known(self) -> None:
-        idle = {page for pages in self.idle.values() for page in pages}
-        for key in KEYS:
-            page = self.page_of(key)
-            assert self.pool.knows(key) == (page is not None)
-            assert self.pool.is_idle(key) == (page in idle)
+    def insides_agree(self) -> None:
+        check_pool(self.pool)
 
 
-TestPool = PoolAgainstModel.TestCase
+TestPool = PoolUnderSequences.TestCase
 TestPool.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 
 
-def idle_page(pool: PagePool, key: bytes, kind: IdleClass) -> int:
-    (page,) = pool.allocate(1)
-    pool.publish(page, key)
-    pool.release(page, kind)
-    return page
+def chain(pool: PagePool, name: bytes, pages: int, kind: IdleClass | None = "stable") -> list[int]:
+    """Computes a chain of pages and lets go of it, the last first; None keeps hold of it."""
+    held = pool.allocate(pages)
+    keys = keys_in(name, pages)
+    for place, page in enumerate(held):
+        assert pool.publish(page, keys[place], keys[place - 1] if place else None, place)
+    if kind is not None:
+        pool.release_chain(held, kind)
+    return held
+
+
+def keys_in(name: bytes, pages: int) -> list[bytes]:
+    return [name + bytes([place]) for place in range(pages)]
+
+
+def evicted(pool: PagePool, count: int) -> list[int]:
+    """The pages that go, in their order."""
+    return [pool.allocate(1)[0] for _ in range(count)]
 
 
 def test_eviction_takes_dead_then_stable_then_awaited_each_least_recent_first() -> None:
     pool = PagePool(6)
     kinds: list[IdleClass] = ["awaited", "stable", "dead", "stable", "awaited", "dead"]
-    held = pool.allocate(6)
-    for page, kind, key in zip(held, kinds, KEYS, strict=False):
-        pool.publish(page, key)
+    held = [chain(pool, bytes([place]), 1, None)[0] for place in range(6)]
+    for page, kind in zip(held, kinds, strict=True):
         pool.release(page, kind)
-    order = [held[i] for i in (2, 5, 1, 3, 0, 4)]
-    assert [pool.allocate(1)[0] for _ in range(6)] == order
+    assert evicted(pool, 6) == [held[i] for i in (2, 5, 1, 3, 0, 4)]
+    assert pool.evictions == {"dead": 2, "stable": 2, "awaited": 2}
 
 
 def test_a_hit_makes_a_page_the_most_recently_used_of_its_class() -> None:
     pool = PagePool(2)
-    first, second = idle_page(pool, b"a", "stable"), idle_page(pool, b"b", "stable")
-    pool.release(pool.share(b"a"), "stable")
-    assert pool.allocate(2) == [second, first]
+    (first,), (second,) = chain(pool, b"a", 1), chain(pool, b"b", 1)
+    pool.release(pool.share(b"a\0"), "stable")
+    assert evicted(pool, 2) == [second, first]
 
 
-def test_the_first_page_with_an_identity_serves_and_the_second_is_freed() -> None:
+def test_the_older_conversation_goes_first_from_its_end() -> None:
+    pool = PagePool(7)
+    old, new = chain(pool, b"a", 3), chain(pool, b"b", 4)
+    assert evicted(pool, 7) == [*reversed(old), *reversed(new)]
+
+
+def test_no_page_goes_before_those_that_follow_it_whatever_their_classes() -> None:
+    pool = PagePool(4)
+    held = chain(pool, b"a", 4, "awaited")
+    for place, kind in ((0, "dead"), (1, "stable"), (2, "dead")):
+        pool.reclassify([keys_in(b"a", 4)[place]], kind)  # type: ignore[arg-type]
+    assert evicted(pool, 4) == [*reversed(held)]
+    assert pool.evictions == {"dead": 2, "stable": 1, "awaited": 1}
+
+
+def test_a_place_where_conversations_branch_outlives_the_branch_that_ages() -> None:
+    pool = PagePool(4)
+    trunk, old = chain(pool, b"a", 2)
+    (lone,) = chain(pool, b"b", 1)
+    pool.hold([trunk])  # another conversation, whose last page is not full
+    pool.release(trunk)
+    assert pool.free_pages == 1
+    assert evicted(pool, 4)[1:] == [old, lone, trunk]
+
+
+def test_what_costs_twice_stays_one_turnover_longer() -> None:
+    """A chain of 8 pages ends where a page costs twice; then a stream of short ones."""
+    pool = PagePool(12, doubling_pages=4)
+    dear = chain(pool, b"dear", 8)
+    cheap = [chain(pool, bytes([n]), 1)[0] for n in range(4)]
+    gone = [chain(pool, bytes([n]), 1)[0] for n in range(4, 20)]
+    assert gone[:4] == cheap, "younger than the dear chain, but worth less"
+    assert gone.index(dear[-1]) == 12, "yet it does not stay for ever"
+
+
+def test_with_equal_worth_it_is_plain_lru() -> None:
+    pool = PagePool(12)
+    first = chain(pool, b"long", 8)
+    for n in range(4):
+        chain(pool, bytes([n]), 1)
+    assert evicted(pool, 8) == [*reversed(first)]
+
+
+def test_while_one_page_serves_an_identity_another_is_refused_it() -> None:
     pool = PagePool(2)
     first, second = pool.allocate(2)
-    pool.publish(first, b"a")
-    pool.publish(second, b"a")
+    assert pool.publish(first, b"a")
+    assert pool.publish(first, b"a"), "twice is once"
+    assert not pool.publish(second, b"a")
     pool.release(second)
     assert pool.free_pages == 1
     assert pool.share(b"a") == first
+
+
+def test_a_live_page_takes_over_the_identity_of_an_idle_one_and_what_follows_it() -> None:
+    pool = PagePool(4)
+    old, after = chain(pool, b"a", 2)
+    (page,) = pool.allocate(1)
+    keys = keys_in(b"a", 2)
+    assert pool.publish(page, keys[0])
+    assert pool.match(keys) == [page, after]
+    assert pool.free_pages == 2 and pool.idle_pages["stable"] == 1
+    pool.release(page)
+    assert evicted(pool, 4)[2:] == [after, page]
+    assert old != page
+
+
+def test_a_page_keeps_its_identity() -> None:
+    pool = PagePool(1)
+    (page,) = pool.allocate(1)
+    pool.publish(page, b"a")
+    with pytest.raises(ValueError, match="page 0 has another identity"):
+        pool.publish(page, b"b")
+    with pytest.raises(KeyError):
+        pool.share(b"b")
 
 
 def test_an_empty_pool_is_refused() -> None:

@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 
-from scheduler.budget import Budget
 from scheduler.config import SchedulerConfig
 from scheduler.forms import FormPolicy
 from scheduler.outcome import Choice, Refusal
@@ -136,8 +135,8 @@ def test_decode_goes_before_a_prefill_that_started_earlier() -> None:
     replica = Replica(indexer_workspace_bytes=160)  # so that the prefill cannot fill a step
     replica.submit("a", PROMPT * 3)
     replica.submit("b", [5, 6])
-    assert spans(replica.step()[0]) == [(0, 3), (0, 2)]
-    assert spans(replica.step()[0]) == [(2, 1), (3, 3)]
+    assert spans(replica.step()[0]) == [(0, 6), (0, 2)], "six tokens need no scores"
+    assert spans(replica.step()[0]) == [(2, 1), (6, 4)], "4 x 10 scores of 4 bytes"
 
 
 def test_index_scores_bound_a_prefill_chunk() -> None:
@@ -155,20 +154,6 @@ def test_a_row_without_scores_fits_beside_one_that_exceeds_the_workspace_alone()
     replica.submit("short", [5, 6])
     replica.step()
     assert [row.form for row in replica.step()[0].rows] == ["mqa", "dense_mqa"]
-
-
-def test_a_row_that_will_not_run_gives_its_budget_back() -> None:
-    replica = Replica(max_num_batched_tokens=2, indexer_workspace_bytes=30)
-    replica.submit("a", PROMPT)
-    sequence = replica.scheduler.waiting[0].sequence
-    sequence.computed_tokens = 9  # one more token needs 40 bytes of scores
-    budget = Budget(replica.scheduler.config)
-    assert budget.fit(sequence, 1) == 1, "the first row of a step always gets one token"
-    budget.spend(9, 1)
-    assert budget.fit(sequence, 1) == 0
-    budget.give_back(9, 1)
-    assert budget.fit(sequence, 1) == 1
-    assert budget.tokens == 2
 
 
 def test_lower_priority_numbers_start_first_and_equal_ones_in_order() -> None:
@@ -304,20 +289,6 @@ def test_who_is_preempted_after_growing_in_the_same_step_leaves_no_trace_in_the_
     replica.finish()
     # dear took all three pages; cheap computed its own anew, and publishes them anew.
     assert replica.pool.idle_pages["stable"] == 2
-
-
-def test_the_budget_of_a_preempted_row_goes_to_the_next() -> None:
-    """Two decode rows at position 8 fill the score workspace, three do not fit."""
-    replica = Replica(total_pages=7, max_model_len=28, indexer_workspace_bytes=80)
-    replica.submit("cheap", [5, 6, 7], priority=5)
-    replica.step()
-    replica.submit("dear", [8, 9, 5, 6], priority=0)
-    replica.submit("third", [9, 8, 7, 6, 5, 5], priority=1)
-    plans = [replica.step()[0] for _ in range(6)]
-    assert [row.start for row in plans[-2].rows] == [7, 7], "cheap and dear"
-    assert replica.scheduler.preemptions == 1
-    assert [row.start for row in plans[-1].rows] == [8, 8], "dear and third"
-    assert replica.running() == {"dear", "third"}
 
 
 def test_the_lowest_priority_is_preempted_not_the_longest() -> None:

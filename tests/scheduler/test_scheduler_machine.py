@@ -14,9 +14,12 @@ from scheduler.config import SchedulerConfig
 from scheduler.forms import FormPolicy
 from scheduler.outcome import Choice, Refusal
 from scheduler.plan import StepPlan, StepResult
+from scheduler.planning import PATIENCE_STEPS
 from scheduler.request import Sampling
 from scheduler.scheduler import Scheduler
+from tests.scheduler.fake_predictor import LinearPredictor
 from tests.scheduler.fake_runner import FakeRunner
+from tests.scheduler.pool_checks import check_pool
 
 PAGE_TOKENS = 4
 BASE = [5, 6, 7, 8, 5, 6, 7, 9, 2, 3, 4, 5, 6, 6, 6, 6]
@@ -30,8 +33,12 @@ class Traffic(RuleBasedStateMachine):
         batched_tokens=st.sampled_from([1, 2, 5, 16, 64]),
         workspace_bytes=st.sampled_from([1, 40, 300, 10_000]),
         attention=st.sampled_from(["auto", "sparse", "dense"]),
-        prefix_caching=st.booleans(),
+        prefix_caching=st.sampled_from([True, True, True, False]),
         queue=st.integers(1, 8),
+        target_s=st.sampled_from([None, 0.5, 3.5, 30.0]),
+        floor=st.integers(1, 4),
+        awaited_share=st.sampled_from([0.0, 0.4, 1.0]),
+        doubling=st.sampled_from([0, 4]),
     )
     def start(
         self,
@@ -42,6 +49,10 @@ class Traffic(RuleBasedStateMachine):
         attention: Any,
         prefix_caching: bool,
         queue: int,
+        target_s: float | None,
+        floor: int,
+        awaited_share: float,
+        doubling: int,
     ) -> None:
         self.config = SchedulerConfig(
             total_pages=total_pages,
@@ -54,8 +65,14 @@ class Traffic(RuleBasedStateMachine):
             forms=FormPolicy(attention, top_k=6, break_even_tokens=14),
             eos_token_ids=(1,),
             prefix_caching=prefix_caching,
+            inter_token_target_s=target_s,
+            prefill_floor_tokens=floor,
+            awaited_s=5.0,
+            awaited_share=awaited_share,
+            cost_doubling_tokens=doubling,
+            max_pre_warms=2,
         )
-        self.scheduler = Scheduler(self.config)
+        self.scheduler = self.fresh()
         self.runner = FakeRunner(self.config, self.scheduler.pool)
         self.open: dict[tuple[str, int], Sampling] = {}
         """Choices without a terminal event."""
@@ -63,6 +80,13 @@ class Traffic(RuleBasedStateMachine):
         self.ended: list[tuple[str, int]] = []
         self.log: list[tuple[Callable[[Scheduler], Any], Any]] = []
         self.submitted = 0
+        self.now_s = 0.0
+        self.steps_without_row: Counter[tuple[str, int]] = Counter()
+        self.steps_without_prefill = 0
+
+    def fresh(self) -> Scheduler:
+        """With a predictor of one second per token, if the target asks for one."""
+        return Scheduler(self.config, LinearPredictor())
 
     def do(self, act: Callable[[Scheduler], Any]) -> Any:
         """Acts on the scheduler and remembers what it answered, for the replay."""
@@ -151,37 +175,104 @@ class Traffic(RuleBasedStateMachine):
         data=st.data(),
         why=st.sampled_from(["tool_calls", "answer", "length", "aborted"]),
         flip=st.none() | st.integers(0, 20),
+        next_prefix=st.none()
+        | st.tuples(st.integers(0, len(BASE)), st.lists(st.integers(2, 4), max_size=9)),
     )
-    def turn_ended(self, data: st.DataObject, why: Any, flip: int | None) -> None:
+    def turn_ended(
+        self,
+        data: st.DataObject,
+        why: Any,
+        flip: int | None,
+        next_prefix: tuple[int, list[int]] | None,
+    ) -> None:
         request_id, choice = data.draw(st.sampled_from(self.ended))
-        self.do(lambda scheduler: scheduler.turn_ended(request_id, choice, why, flip))
+        tokens = None if next_prefix is None else BASE[: next_prefix[0]] + next_prefix[1]
+        now_s = self.now_s
+        self.do(
+            lambda scheduler: scheduler.turn_ended(
+                request_id, choice, why, flip, next_prefix=tokens, now_s=now_s
+            )
+        )
+        limit = int(self.config.awaited_share * self.config.total_pages)
+        if why == "tool_calls":
+            assert self.scheduler.pool.idle_of("awaited") <= limit
+
+    @rule(seconds=st.floats(0.0, 6.0))
+    def time_passes(self, seconds: float) -> None:
+        self.now_s += seconds
 
     def step(self) -> StepPlan:
-        decoding = {
-            s.slot: s for s in self.scheduler.running if len(s.token_ids) - s.computed_tokens == 1
-        }
-        computed = self.runner.computed_tokens
-        plan: StepPlan = self.do(lambda scheduler: scheduler.plan())
+        scheduler = self.scheduler
+        decoding = dict(scheduler._running.decoding)
+        assert all(s.computed_tokens + 1 == len(s.token_ids) for s in decoding.values())
+        prefilling = [s for s in scheduler.running if s.slot not in decoding]
+        computed, now_s = self.runner.computed_tokens, self.now_s
+        plan: StepPlan = self.do(lambda scheduler: scheduler.plan(now_s))
         self.check_decode_comes_first(plan, decoding)
+        self.check_nobody_starves(plan, decoding, bool(prefilling))
+        self.check_pre_warming_yields(plan)
+        self.check_time(plan, decoding)
         result: StepResult = self.runner.execute(plan)
         assert self.runner.computed_tokens - computed == sum(row.count for row in plan.rows)
         self.take(self.do(lambda scheduler: scheduler.commit(result)))
         return plan
 
     def check_decode_comes_first(self, plan: StepPlan, decoding: dict[int, Any]) -> None:
-        """A decoding sequence that keeps its slot is left out only if decode rows fill a budget."""
+        """A decoding sequence that keeps its slot is left out only if the step has no room."""
         planned = [row.slot for row in plan.rows]
         first = [row for row in plan.rows if row.slot in decoding]
         assert list(plan.rows[: len(first)]) == first, "decode rows stand before prefill rows"
+        tokens = sum(row.count for row in plan.rows)
+        scores = sum(
+            4 * row.count * (row.start + row.count)
+            for row in plan.rows
+            if row.form in ("mqa", "masked_mha")
+        )
         for slot, sequence in decoding.items():
             if slot in planned or slot in plan.forget:
                 continue
-            position = sequence.computed_tokens
-            scores = [row.start * 4 + 4 for row in first if row.form == "mqa"]
-            scored = self.config.forms.form(position, 1) == "mqa"
-            assert len(first) == self.config.max_num_batched_tokens or (
-                scored and sum(scores) + 4 * (position + 1) > self.config.indexer_workspace_bytes
+            context = sequence.computed_tokens + 1
+            scored = self.config.forms.form(context - 1, 1) == "mqa"
+            assert tokens == self.config.max_num_batched_tokens or (
+                scored and scores + 4 * context > self.config.indexer_workspace_bytes
             )
+
+    def check_nobody_starves(
+        self, plan: StepPlan, decoding: dict[int, Any], prefilling: bool
+    ) -> None:
+        """Every answer goes on within a few steps, and so does the prompt that is first in line."""
+        rows = {row.slot: row for row in plan.rows}
+        waits = Counter[tuple[str, int]]()
+        for slot, sequence in decoding.items():
+            if slot not in rows and slot not in plan.forget:
+                name = (sequence.request_id, sequence.choice)
+                waits[name] = self.steps_without_row[name] + 1
+        self.steps_without_row = waits
+        assert max(waits.values(), default=0) <= 2 * self.config.max_num_seqs
+        served = any(slot not in decoding for slot in rows) or bool(plan.forget)
+        self.steps_without_prefill = (
+            self.steps_without_prefill + 1 if prefilling and not served else 0
+        )
+        assert self.steps_without_prefill <= PATIENCE_STEPS
+
+    def check_pre_warming_yields(self, plan: StepPlan) -> None:
+        """Nobody waits, and nothing real is prefilled, in a step that pre-warms."""
+        active = self.scheduler.pre_warmer.active
+        if active is None:
+            return
+        running = {s.slot for s in self.scheduler.running}
+        if any(row.slot == active.slot for row in plan.rows):
+            assert not len(self.scheduler.waiting)
+            assert all(row.count == 1 for row in plan.rows if row.slot in running)
+
+    def check_time(self, plan: StepPlan, decoding: dict[int, Any]) -> None:
+        """Prefill beside answers keeps the step inside the target, but for its floor."""
+        target_s = self.config.inter_token_target_s
+        prefills = [row.count for row in plan.rows if row.slot not in decoding]
+        if target_s is None or len(prefills) == len(plan.rows) or not prefills:
+            return
+        tokens = sum(row.count for row in plan.rows)
+        assert tokens <= target_s or sum(prefills) <= self.config.prefill_floor_tokens
 
     def take(self, news: list[Choice]) -> None:
         for choice in news:
@@ -199,26 +290,43 @@ class Traffic(RuleBasedStateMachine):
 
     @invariant()
     def pages_add_up(self) -> None:
-        pool, running = self.scheduler.pool, self.scheduler.running
-        total = self.config.total_pages
-        assert pool.live_pages + sum(pool.idle_pages.values()) + pool.free_pages == total
+        scheduler, pool = self.scheduler, self.scheduler.pool
+        check_pool(pool)
+        running = scheduler.running
+        if scheduler.pre_warmer.active is not None:
+            running.append(scheduler.pre_warmer.active)
         held = Counter(page for sequence in running for page in sequence.pages)
-        assert [pool.references(page) for page in range(total)] == [
-            held[page] for page in range(total)
+        assert [pool.references(page) for page in range(pool.total_pages)] == [
+            held[page] for page in range(pool.total_pages)
         ]
-        assert pool.live_pages == len(held)
-        assert not any(waiting.sequence.pages for waiting in self.scheduler.waiting)
+        assert not any(sequence.pages for sequence in scheduler.waiting)
         assert len(running) <= self.config.max_num_seqs
         slots = [sequence.slot for sequence in running]
         assert len(set(slots)) == len(slots) and all(slot >= 0 for slot in slots)
+
+    @invariant()
+    def everybody_is_somewhere(self) -> None:
+        scheduler = self.scheduler
+        waiting = list(scheduler.waiting)
+        names = [(s.request_id, s.choice) for s in (*waiting, *scheduler.running)]
+        assert sorted(names) == sorted(self.open)
+        assert len(waiting) == len(scheduler.waiting)
+        backlog = [s.backlog_tokens for s in (*waiting, *scheduler.running)]
+        assert scheduler.backlog_tokens == sum(backlog)
+        assert sum(scheduler.backlog.by_tenant.values()) == sum(backlog)
+        for sequence in scheduler.running:
+            left = sequence.prompt_tokens - sequence.computed_tokens
+            assert sequence.backlog_tokens == max(0, left)
 
     def teardown(self) -> None:
         if not hasattr(self, "scheduler"):
             return
         steps = 0
         while self.scheduler.has_work:
+            forms = len(self.scheduler.pre_warmer)
             plan = self.step()
-            assert plan.rows or plan.forget, "work, but nothing in the plan"
+            forgotten = len(self.scheduler.pre_warmer) < forms
+            assert plan.rows or plan.forget or forgotten, "work, but nothing in the plan"
             steps += 1
             assert steps < 3000, "some request never finishes"
         assert not self.open, "a choice without a terminal event"
@@ -228,7 +336,7 @@ class Traffic(RuleBasedStateMachine):
 
     def check_replay(self) -> None:
         """The same submissions and results lead a fresh scheduler to the same decisions."""
-        again = Scheduler(self.config)
+        again = self.fresh()
         for act, answer in self.log:
             assert act(again) == answer
 

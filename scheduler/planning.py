@@ -1,0 +1,248 @@
+"""One step: which rows run, in what order, and whose pages make room for them.
+
+There are no phases. Every running sequence asks for its known tokens minus its computed ones: one
+when it decodes, many while its prompt is prefilled. Decode rows come first, then prefill in order
+of priority and arrival, inside the step's budget (`scheduler.budget`). Waiting sequences join in
+the order of `scheduler.queue`, after the prompts of their own priority, while there is a slot,
+budget, and pages for all their known tokens; what is left is for pre-warming. When a running
+sequence finds no page, the one of the lowest priority and last arrival is preempted: its pages go
+back, it waits at its place in the queue, and finds most of them again by their identity. A waiting
+sequence never preempts a running one.
+"""
+
+from __future__ import annotations
+
+from scheduler.backlog import Backlog
+from scheduler.budget import SCORE_BYTES, Budget, Predictor, StepSums
+from scheduler.config import SchedulerConfig
+from scheduler.leaders import PrefixLeaders
+from scheduler.plan import Form, NewSlot, Prepare, Row, StepPlan
+from scheduler.pre_warm import PreWarmer
+from scheduler.queue import WaitingQueue
+from scheduler.request import Sequence
+from scheduler.running import RunningSet
+
+PATIENCE_STEPS = 8
+"""Steps without room for any prefill after which one goes before the decode rows."""
+
+
+class PlannedStep:
+    """A step in the making, and then what its commit has to know."""
+
+    def __init__(self, budget: Budget) -> None:
+        self.budget = budget
+        self.sequences: list[Sequence] = []
+        """Of the rows, in their order."""
+        self.rows: list[Row] = []
+        self.decode_rows = 0
+        """They come first."""
+        self.prefills: list[tuple[Sequence, Row]] = []
+        self.new_slots: list[NewSlot] = []
+        self.plan = StepPlan(-1, ())
+
+    @property
+    def sums(self) -> StepSums:
+        return self.budget.sums
+
+    def add(self, sequence: Sequence, count: int, *, samples: bool = True) -> None:
+        """Plans a prefill row."""
+        start = sequence.computed_tokens
+        self.budget.spend(start, count)
+        ends = samples and start + count == len(sequence.token_ids)
+        form = self.budget.forms.form(start, count)
+        row = Row(sequence.slot, start, count, "last" if ends else "none", form)
+        self.prefills.append((sequence, row))
+
+
+class StepPlanner:
+    """Fills steps; moves sequences from the queue into the running set, and back."""
+
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        predictor: Predictor | None,
+        running: RunningSet,
+        waiting: WaitingQueue,
+        leaders: PrefixLeaders,
+        backlog: Backlog,
+        pre_warmer: PreWarmer,
+    ) -> None:
+        self.config, self.predictor = config, predictor
+        self.running, self.waiting, self.leaders = running, waiting, leaders
+        self.backlog, self.pre_warmer = backlog, pre_warmer
+        self.preemptions = 0
+        self._starved_steps = 0
+        self._pre_warms = -1
+        """Arrivals of pre-warmed sequences count downwards, apart from all others."""
+
+    def plan(self, number: int) -> PlannedStep:
+        """Returns the next step."""
+        running = self.running
+        if len(self.waiting) or running.prefilling:
+            self._drop_pre_warm()
+        preemptions = self.preemptions
+        new_pages = self._grow()
+        may_join = self.preemptions == preemptions
+        step = PlannedStep(Budget(self.config, self.predictor))
+        starving = self._starved_steps >= PATIENCE_STEPS
+        if starving:
+            self._plan_prefills(step, may_join, only_floor=True)
+        self._plan_decodes(step)
+        if not (starving and step.prefills):
+            self._plan_prefills(step, may_join)
+        wanted = running.prefilling or (len(self.waiting) and running.free_slots)
+        self._starved_steps = 0 if step.prefills or not wanted else self._starved_steps + 1
+        self._plan_pre_warm(step)
+        for sequence, row in step.prefills:
+            step.sequences.append(sequence)
+            step.rows.append(row)
+        prepare = Prepare(tuple(step.new_slots), new_pages)
+        step.plan = StepPlan(number, tuple(step.rows), prepare, tuple(running.forget))
+        running.forget = []
+        return step
+
+    def _grow(self) -> tuple[tuple[int, tuple[int, ...]], ...]:
+        """Gives decode rows the pages they lack, preempting where there are none."""
+        running = self.running
+        lacking = [s for s in running.decoding.values() if s.computed_tokens >= s.capacity_tokens]
+        grown: list[Sequence] = []
+        for sequence in lacking:
+            while sequence.slot >= 0:
+                if running.grow(sequence):
+                    grown.append(sequence)
+                    break
+                if not self._drop_pre_warm():
+                    self._preempt(running.last())
+        return tuple((s.slot, (s.pages[-1],)) for s in grown if s.slot >= 0)
+
+    def _plan_decodes(self, step: PlannedStep) -> None:
+        """One row for every sequence that decodes, as far as tokens and scores last.
+
+        Those that are left out come first in the next step.
+        """
+        rows, sequences, budget = step.rows, step.sequences, step.budget
+        forms = self.config.forms
+        unscored, selected = forms.unscored_tokens, forms.selected_tokens
+        tokens, room = budget.tokens, budget.score_bytes // SCORE_BYTES
+        first_fits = not budget.rows
+        scores = contexts = selections = 0
+        left_out: list[Sequence] = []
+        for sequence in self.running.decoding.values():
+            start = sequence.computed_tokens
+            context = start + 1
+            if len(rows) >= tokens:
+                left_out.append(sequence)
+                continue
+            if context <= unscored:
+                form: Form = "dense_mqa"
+            elif scores + context <= room or (first_fits and not rows):
+                form = "mqa"
+                scores += context
+            else:
+                left_out.append(sequence)
+                continue
+            contexts += context
+            selections += context if context < selected else selected
+            rows.append(Row(sequence.slot, start, 1, "last", form))
+            sequences.append(sequence)
+        step.decode_rows = len(rows)
+        budget.spend_decodes(len(rows), scores * SCORE_BYTES, contexts, selections)
+        if left_out:
+            self.running.decoding = {s.slot: s for s in left_out} | self.running.decoding
+
+    def _plan_prefills(
+        self, step: PlannedStep, may_join: bool, *, only_floor: bool = False
+    ) -> None:
+        """Rows for running sequences with many tokens to compute, and for waiting ones, which come
+        after those of their priority.
+
+        With `only_floor` at most one row, and no more than the floor.
+        """
+        longest = self.config.prefill_floor_tokens if only_floor else self.config.max_model_len
+        for sequence in sorted(self.running.prefilling.values(), key=lambda s: s.rank):
+            while may_join and self._is_urgent(sequence) and self._join(step, longest):
+                if only_floor:
+                    return
+            start = sequence.computed_tokens
+            count = step.budget.fit(start, min(longest, len(sequence.token_ids) - start))
+            if count:
+                step.add(sequence, count)
+                if only_floor:
+                    return
+        while may_join and self._join(step, longest) and not only_floor:
+            pass
+
+    def _is_urgent(self, sequence: Sequence) -> bool:
+        """Whether somebody of higher priority than a running sequence waits."""
+        head = self.waiting.head()
+        return head is not None and head.priority < sequence.priority
+
+    def _join(self, step: PlannedStep, longest: int) -> bool:
+        """Starts the head of the queue; returns whether it fitted. None overtakes it."""
+        running, size = self.running, self.config.page_tokens
+        pool = running.pool
+        while running.free_slots and step.budget.tokens > 0:
+            sequence = self.waiting.head()
+            if sequence is None:
+                return False
+            known = len(sequence.token_ids)
+            # One token at least is left to compute: its logits start the answer.
+            limit = (known - 1) // size
+            found = pool.match(sequence.keys[:limit])
+            if self.leaders.park(sequence, len(found), limit):
+                continue
+            missing = -(-known // size) - len(found)
+            if missing + pool.count_idle(found) > pool.available_pages:
+                return False
+            start = len(found) * size
+            count = step.budget.fit(start, min(longest, known - start))
+            if not count:
+                return False
+            self.waiting.start(sequence)
+            step.new_slots.append(running.start(sequence, found))
+            if sequence.cached_tokens is None:
+                sequence.cached_tokens = start
+                running.service.charge(sequence.tenant, prompt_tokens=known - start)
+            self.backlog.set(sequence, sequence.prompt_tokens - start)
+            step.add(sequence, count)
+            return True
+        return False
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Takes a running sequence's pages and slot; it waits where its arrival puts it."""
+        self.running.release(sequence)
+        sequence.computed_tokens = 0
+        self.backlog.set(sequence, sequence.prompt_tokens)
+        self.waiting.push(sequence)
+        self.preemptions += 1
+
+    def _plan_pre_warm(self, step: PlannedStep) -> None:
+        """Computes a form that will be needed, in a step that has nothing else to prefill.
+
+        Beside answers that stream it takes only time left inside their target, so without a
+        predictor and a target it waits until nothing runs.
+        """
+        running, warmer = self.running, self.pre_warmer
+        timed = self.predictor is not None and self.config.inter_token_target_s is not None
+        if running.prefilling or len(self.waiting) or (running.decoding and not timed):
+            return
+        if warmer.active is None:
+            if not running.free_slots or (started := warmer.start(self._pre_warms)) is None:
+                return
+            self._pre_warms -= 1
+            step.new_slots.append(running.enter(started))
+        sequence = warmer.active
+        assert sequence is not None
+        start = sequence.computed_tokens
+        count = step.budget.fit(start, len(sequence.token_ids) - start, spare_time_only=True)
+        if count:
+            step.add(sequence, count, samples=False)
+
+    def _drop_pre_warm(self) -> bool:
+        """Gives the pre-warmed sequence's slot and pages back; returns whether there was one."""
+        sequence = self.pre_warmer.active
+        if sequence is None:
+            return False
+        self.pre_warmer.put_back()
+        self.running.release(sequence)
+        return True

@@ -1,0 +1,95 @@
+"""Pre-warming: the form that the next user message will need, computed before it comes.
+
+A turn in thinking mode that ended with an answer is rendered anew, without its reasoning, once the
+user writes again. That form is known at once; it is prefilled in steps that nothing else needs, one
+turn at a time, oldest answer first, and given up the moment a real request waits or needs the
+pages. What was computed by then stays in the cache, and the rest is taken up again later.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import NamedTuple
+
+from scheduler.pages import PagePool
+from scheduler.prefix import prefix_keys
+from scheduler.request import Sampling, Sequence
+
+NOTHING = Sampling(max_tokens=0)
+"""A pre-warmed sequence samples no token."""
+
+
+class _Form(NamedTuple):
+    """Tokens that a next turn will start with; full pages only."""
+
+    name: str
+    root_key: bytes
+    token_ids: list[int]
+
+
+class PreWarmer:
+    """Dropped forms that wait for an idle step, and the one in work."""
+
+    def __init__(self, pool: PagePool, *, page_tokens: int, longest_tokens: int, limit: int):
+        self.pool, self.page_tokens, self.limit = pool, page_tokens, limit
+        self.longest_tokens = longest_tokens
+        self.active: Sequence | None = None
+        self.computed_tokens = 0
+        """In all, for metrics."""
+        self._pending: deque[_Form] = deque()
+        self._active_form: _Form | None = None
+
+    def __len__(self) -> int:
+        return len(self._pending) + (self.active is not None)
+
+    def add(self, name: str, root_key: bytes, token_ids: list[int]) -> None:
+        """Takes a form that will be needed; beyond the limit the oldest one is forgotten.
+
+        Tokens beyond the last full page, or beyond what a prompt may have, are left out.
+        """
+        size = self.page_tokens
+        tokens = min(len(token_ids), self.longest_tokens) // size * size
+        if tokens and self.limit:
+            self._pending.append(_Form(name, root_key, token_ids[:tokens]))
+            if len(self._pending) > self.limit:
+                self._pending.popleft()
+
+    def start(self, arrival: int) -> Sequence | None:
+        """Returns the oldest form that is not cached, now active and with all its pages; None when
+        there is none. A form that would displace awaited pages is forgotten.
+        """
+        pool, size = self.pool, self.page_tokens
+        while self._pending:
+            form = self._pending.popleft()
+            keys = prefix_keys(form.root_key, form.token_ids, size)
+            found = pool.match(keys)
+            missing = len(keys) - len(found)
+            spare = pool.available_pages - pool.idle_of("awaited")
+            if not missing or missing + pool.count_idle(found) > spare:
+                continue
+            sequence = Sequence(
+                f"pre-warm {form.name}",
+                0,
+                form.token_ids,
+                NOTHING,
+                root_key=form.root_key,
+                arrival=arrival,
+                keys=keys,
+            )
+            pool.hold(found)
+            sequence.pages = found + pool.allocate(missing)
+            sequence.computed_tokens = len(found) * size
+            sequence.published_pages = len(found)
+            self.active, self._active_form = sequence, form
+            return sequence
+        return None
+
+    def finish(self) -> None:
+        """The active form is computed."""
+        self.active = self._active_form = None
+
+    def put_back(self) -> None:
+        """The active form is given up for now; it is the first to be taken up again."""
+        assert self._active_form is not None
+        self._pending.appendleft(self._active_form)
+        self.active = self._active_form = None
