@@ -48,13 +48,18 @@ def capacity(
     latent_dtype: CacheDtype = "fp8",
     index_dtype: CacheDtype = "fp8",
     memory_share: float = 0.9,
-    choices: RooflineChoices | None = None,
 ) -> Capacity:
     """Decoding at `context` tokens per sequence, with attention replicated and experts spread.
 
-    Time is that of the preset `roofline` at the batch that fits. Raises CostError when the weights
-    do not fit, or not one sequence does.
+    Time is that of the preset `roofline` at the batch that fits, one token per sequence and step:
+    drafts take memory here, but nothing is drafted. Raises CostError when the weights do not fit,
+    or not one sequence does.
     """
+    if machine.measured and {weight_dtype, latent_dtype, index_dtype} != {"fp32"}:
+        raise CostError(
+            f"dtypes are {weight_dtype}, {latent_dtype}, {index_dtype}; {machine.name} was "
+            "measured in float32 and allows: fp32"
+        )
     require_price(price)
     if gpus < 1:
         raise CostError(f"gpus is {gpus}; allowed: 1 and above")
@@ -76,8 +81,15 @@ def capacity(
         raise CostError(
             f"context is {context}; allowed: at most {pages * PAGE_TOKENS} tokens on {gpus} GPUs"
         )
-    open_choices = choices or RooflineChoices()
-    model = Roofline(shape, machine, msgspec.structs.replace(open_choices, batch=sequences))
+    choices = RooflineChoices(
+        batch=sequences,
+        tokens_per_read=1,
+        weight_dtype=weight_dtype,
+        latent_dtype=latent_dtype,
+        index_dtype=index_dtype,
+        expert_parallel_gpus=gpus,
+    )
+    model = Roofline(shape, machine, choices)
     seconds = float(total(model.seconds("decode", context)))
     return Capacity(
         gpus=gpus,

@@ -39,6 +39,10 @@ def main(arguments: Sequence[str]) -> int:
     except BrokenPipeError:  # whoever read it, `head` say, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        print(f"winnow cost: cannot write the answer: {error}", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     return 0
 
 

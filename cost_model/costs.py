@@ -13,6 +13,7 @@ from cost_model.model import CostModel, Phase, require_phase, total
 from cost_model.work import FloatArray
 
 SECONDS_PER_HOUR = 3600.0
+LARGEST_PRICE = 1e6
 LONGEST_TOKENS = 1 << 20
 """Spans beyond this are taken for mistakes: eight times the model's window."""
 
@@ -62,9 +63,9 @@ def dollars(seconds: float, price: float) -> float:
 
 
 def require_price(price: float) -> float:
-    """The price itself; raises CostError for a negative or infinite one."""
-    if not (np.isfinite(price) and price >= 0):
-        raise CostError(f"price is {price}; allowed: 0 and above, USD per GPU-hour")
+    """The price itself; raises CostError for a negative or absurd one."""
+    if not 0 <= price <= LARGEST_PRICE:
+        raise CostError(f"price is {price}; allowed: 0 to {LARGEST_PRICE:g} USD per GPU-hour")
     return price
 
 
@@ -98,20 +99,28 @@ def request_cost(
 ) -> RequestCost:
     """The cost of `output` tokens after `prompt` tokens, of which `cached` need no computing.
 
-    An output token is priced where it stands: the first at position `prompt`.
+    An output token is priced where it stands: the first at position `prompt`. Where steps take time
+    of their own (`step_seconds`), component `step` holds one step for the prompt, if any of it is
+    computed, and each output token's share of its step.
     """
     require_price(price)
     require_tokens("prompt", prompt)
     require_tokens("output", output)
     if not 0 <= cached <= prompt:
         raise CostError(f"cached is {cached}; allowed: 0 to prompt = {prompt} tokens")
+    require_tokens("prompt + output", prompt + output)
+    prefill = span_seconds(model, "prefill", cached, prompt)
+    decode = span_seconds(model, "decode", prompt, prompt + output)
+    if model.step_seconds:
+        prefill["step"] = model.step_seconds if prompt > cached else 0.0
+        decode["step"] = model.step_share_seconds * output
     return RequestCost(
         prompt_tokens=prompt,
         cached_tokens=cached,
         output_tokens=output,
         usd_per_hour=price,
-        prefill_seconds=span_seconds(model, "prefill", cached, prompt),
-        decode_seconds=span_seconds(model, "decode", prompt, prompt + output),
+        prefill_seconds=prefill,
+        decode_seconds=decode,
     )
 
 

@@ -46,7 +46,7 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 NETWORK = 50 * GIGA
-"""One 400 Gb/s network card for each GPU, as in the report's H800 cluster."""
+"""One 400 Gb/s network card for each GPU, as in the report's H800 cluster; assumed elsewhere."""
 
 NOMINAL_USD_PER_CORE_HOUR = 0.04
 """About what clouds ask for a virtual core; no bill, only so that a CPU's tokens have a price."""
@@ -92,11 +92,11 @@ MACHINES = {
             name="b200",
             bf16_flops=2250 * TERA,
             fp8_flops=4500 * TERA,
-            memory_bandwidth=7.7 * TERA,
+            memory_bandwidth=8.0 * TERA,
             memory_bytes=180 * GIGA,
             scale_up_bandwidth=1800 * GIGA,
             scale_out_bandwidth=NETWORK,
-            source="NVIDIA DGX B200 data sheet, per GPU (sparse rates halved)",
+            source="NVIDIA DGX B200 data sheet, an eighth of the system (sparse rates halved)",
         ),
         Machine(
             name="gb200",

@@ -172,6 +172,10 @@ class Measured(msgspec.Struct, frozen=True):
         return self.times.step_seconds
 
     @property
+    def step_share_seconds(self) -> float:
+        return self.times.step_seconds / self.times.batch
+
+    @property
     def fallbacks(self) -> tuple[str, ...]:
         """ "phase.component" of everything that is estimated, because the table lacks it."""
         missing = []
@@ -235,7 +239,7 @@ def load_operator_times(path: str | Path) -> OperatorTimes:
         content = json.loads(Path(path).read_bytes())
     except OSError as error:
         raise CostError(f"{path}: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CostError(f"{path}: not JSON ({error})") from None
     if not isinstance(content, dict):
         raise CostError(f"{path}: a JSON object was expected")

@@ -33,7 +33,12 @@ class CostModel(Protocol):
 
     @property
     def step_seconds(self) -> float:
-        """Seconds that any step takes beside its tokens; 0 where steps are large."""
+        """Seconds that any step takes beside its tokens; 0 where they are in the tokens' own."""
+        ...
+
+    @property
+    def step_share_seconds(self) -> float:
+        """The part of `step_seconds` that one decoded token of a full batch bears."""
         ...
 
     def forms(self, phase: Phase) -> tuple[Form, ...]:

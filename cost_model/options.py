@@ -13,7 +13,7 @@ import msgspec
 from cost_model.costs import LONGEST_TOKENS
 from cost_model.machines import MACHINES
 from cost_model.presets import PRESETS
-from cost_model.trajectory import ToolLoop
+from cost_model.trajectory import LONGEST_STEPS, ToolLoop
 from cost_model.work import CacheDtype, WeightDtype
 
 EPILOG = """\
@@ -47,7 +47,7 @@ def tokens(text: str) -> int:
 
 def count(text: str) -> int:
     """A number of GPUs or steps."""
-    return _integer(text, 1, 100_000)
+    return _integer(text, 1, LONGEST_STEPS)
 
 
 def positions(text: str) -> list[int]:

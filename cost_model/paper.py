@@ -6,8 +6,8 @@ machine reaches those shares is another question, which the preset does not answ
 
     seconds = fixed + core attention FLOPs / (share * 989.5 T) + indexer FLOPs / (share * 1979 T)
 
-The four fixed times (projections, experts, communication: all that does not grow with the position)
-are read off at position 0. Of the seven shares six are round; the seventh, sparse prefill at
+The four fixed times (projections, experts and whatever else does not grow with the position) are
+read off at position 0. Of the seven shares six are round; the seventh, sparse prefill at
 0.57337, is 0.60 with 2.72 us of further work per token, which the figure can not tell apart.
 """
 
@@ -67,6 +67,10 @@ class Paper(msgspec.Struct, frozen=True):
 
     @property
     def step_seconds(self) -> float:
+        return 0.0
+
+    @property
+    def step_share_seconds(self) -> float:
         return 0.0
 
     def forms(self, phase: Phase) -> tuple[Form, ...]:

@@ -36,7 +36,7 @@ INPUTS: dict[str, Input] = {
     ),
     "prefill.core.mha": Input(711e12, "FLOP/s", f"{TABLES}: FlashAttention 3, MLA prefill"),
     "prefill.core.mqa": Input(590e12, "FLOP/s", f"{TABLES}: sparse MLA prefill"),
-    "prefill.indexer": Input(890e12, "FLOP/s", f"{TABLES}: MQA logits, FP8"),
+    "prefill.indexer": Input(890e12, "FLOP/s", f"{TABLES}: MQA logits, FP8, 32 heads"),
     "prefill.top_k": Input(
         3e-12, "s/context token/layer", f"{TABLES}: fused top-k, slope 32K to 128K"
     ),

@@ -11,6 +11,8 @@ that every step pays (reading weights, launching) and a part that every token pa
 
     seconds per step and layer = per_step + per_token * batch
 
+and neither is ever taken to be faster than reading the weights and caches that it needs.
+
 On `cpu` (any machine whose data sheet was measured, in float32) nothing is taken off: work over
 rate or, in decode, read over bandwidth, whichever is longer.
 """
@@ -34,6 +36,7 @@ from cost_model.work import (
     CacheDtype,
     FloatArray,
     Form,
+    WeightDtype,
     as_positions,
     attention_flops,
     linear_flops,
@@ -52,7 +55,12 @@ class RooflineChoices(msgspec.Struct, frozen=True, kw_only=True):
     """Prefill work that is slowed by the SMs that communication occupies."""
     decode_module: Literal["bf16 cache", "fp8 cache"] = "bf16 cache"
     """Which measurement of the decode module with indexer is taken."""
+    weight_dtype: WeightDtype = "fp8"
+    latent_dtype: CacheDtype = "fp8"
     index_dtype: CacheDtype = "fp8"
+    """What is read; the published times are those of FP8 weights."""
+    expert_parallel_gpus: Annotated[int, msgspec.Meta(ge=1)] = 128
+    """GPUs that the routed experts of a layer are spread over."""
 
 
 class Roofline(msgspec.Struct, frozen=True):
@@ -68,6 +76,10 @@ class Roofline(msgspec.Struct, frozen=True):
 
     @property
     def step_seconds(self) -> float:
+        return 0.0
+
+    @property
+    def step_share_seconds(self) -> float:
         return 0.0
 
     def forms(self, phase: Phase) -> tuple[Form, ...]:
@@ -166,20 +178,44 @@ class Roofline(msgspec.Struct, frozen=True):
         speed = getattr(self.machine, peak) / getattr(H100, peak)
         read = _bytes_per_layer(self.shape, name) / _bytes_per_layer(V32, name)
         step = per_step * read / bandwidth / self.choices.batch
-        return self._layers(name) * (step + per_token * self._work_ratio(name) / speed)
+        published = step + per_token * self._work_ratio(name) / speed
+        floor = self._read_by_step(name) / self.machine.memory_bandwidth / self.choices.batch
+        return self._layers(name) * max(published, floor)
+
+    def _read_by_step(self, name: str) -> float:
+        """Bytes of one layer's weights that one GPU reads in a decode step.
+
+        Of the routed experts on it those that the tokens of all GPUs are likely to hit, each token
+        choosing at random.
+        """
+        shape, dtype = self.shape, self.choices.weight_dtype
+        if name != "routed_experts":
+            return _bytes_per_layer(shape, name, dtype)
+        gpus = self.choices.expert_parallel_gpus
+        unused = (1 - shape.num_experts_per_tok / shape.n_routed_experts) ** (
+            self.choices.batch * gpus
+        )
+        return shape.n_routed_experts / gpus * (1 - unused) * expert_bytes(shape, dtype)
 
     def _decode_core(self, positions: FloatArray, form: Form) -> Breakdown:
         if form not in ("mqa", "dense_mqa"):
             raise CostError(f"form is {form!r}; decode allows: mqa, dense_mqa")
         flops = attention_flops(self.shape, form, positions)
+        read = read_bytes(
+            self.shape, form, positions, self.choices.latent_dtype, self.choices.index_dtype
+        )
+        work = flops["core_attention"] / self._rate(f"decode.core.{form}", "bf16_flops")
         parts = {
-            "core_attention": flops["core_attention"]
-            / self._rate(f"decode.core.{form}", "bf16_flops")
+            "core_attention": np.maximum(
+                work, read["core_attention"] / self.machine.memory_bandwidth
+            )
         }
         if form == "mqa" and self.shape.sparse:
-            read = read_bytes(self.shape, form, positions, index=self.choices.index_dtype)
             bandwidth = INPUTS["decode.indexer.bandwidth"].value * self.machine.memory_bandwidth
-            parts["indexer"] = read["indexer"] / bandwidth / self.choices.tokens_per_read
+            parts["indexer"] = np.maximum(
+                read["indexer"] / bandwidth / self.choices.tokens_per_read,
+                flops["indexer"] / self.machine.fp8_flops,
+            )
         return parts
 
     def _plain_linear(self, phase: Phase) -> dict[str, float]:
@@ -225,15 +261,15 @@ def _flops_per_layer(shape: ModelShape, name: str) -> float:
     return linear_flops(shape)[name] / layers.get(name, shape.num_hidden_layers)
 
 
-def _bytes_per_layer(shape: ModelShape, name: str) -> float:
+def _bytes_per_layer(shape: ModelShape, name: str, dtype: WeightDtype = "fp8") -> float:
     if name == "routed_experts":
-        return expert_bytes(shape)
+        return expert_bytes(shape, dtype)
     layers = {
         "dense_mlp": max(shape.first_k_dense_replace, 1),
         "shared_experts": max(shape.moe_layers, 1),
         "head": 1,
     }
-    return weight_bytes(shape)[name] / layers.get(name, shape.num_hidden_layers)
+    return weight_bytes(shape, dtype)[name] / layers.get(name, shape.num_hidden_layers)
 
 
 def all_to_all_seconds(shape: ModelShape, *, copies: float, bandwidth: float) -> float:

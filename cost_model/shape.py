@@ -10,8 +10,9 @@ import msgspec
 
 from cost_model.errors import CostError
 
-Count = Annotated[int, msgspec.Meta(ge=1)]
-Index = Annotated[int, msgspec.Meta(ge=0)]
+LARGEST = 1 << 31
+Count = Annotated[int, msgspec.Meta(ge=1, le=LARGEST)]
+Index = Annotated[int, msgspec.Meta(ge=0, le=LARGEST)]
 
 ARCHITECTURES = ("deepseek_v3", "deepseek_v32")
 
@@ -97,7 +98,7 @@ class ModelShape(msgspec.Struct, frozen=True, kw_only=True):
             fields = json.loads(file.read_bytes())
         except OSError as error:
             raise CostError(f"{file}: {error.strerror}") from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise CostError(f"{file}: not JSON ({error})") from None
         if not isinstance(fields, dict):
             raise CostError(f"{file}: a JSON object was expected")
@@ -137,7 +138,11 @@ def shape_named(name: str) -> ModelShape:
     """The shape called `name` ("v3.1", "v3.2"), or that of a checkpoint folder or config file."""
     if name in SHAPES:
         return SHAPES[name]
-    if Path(name).exists():
+    try:
+        found = bool(name) and Path(name).exists()
+    except OSError:  # a name that no file system takes
+        found = False
+    if found:
         return ModelShape.from_folder(name)
     raise CostError(
         f"model is {name!r}; allowed: {', '.join(SHAPES)}, or a folder with a config.json"

@@ -33,6 +33,10 @@ Policy = Literal["kept", "dropped", "managed"]
 POLICIES: tuple[Policy, ...] = ("kept", "dropped", "managed")
 
 
+LONGEST_STEPS = 10_000
+"""Each is summed over its own positions; more would take minutes."""
+
+
 class ToolLoop(msgspec.Struct, frozen=True, kw_only=True):
     """Lengths in tokens; every step alike."""
 
@@ -52,16 +56,15 @@ class ToolLoop(msgspec.Struct, frozen=True, kw_only=True):
         for name in ("prompt", "reasoning", "call", "tool_result"):
             if getattr(self, name) < 0:
                 raise CostError(f"{name} is {getattr(self, name)}; allowed: 0 and above, tokens")
-        if not 1 <= self.steps <= 100_000:
-            raise CostError(f"steps is {self.steps}; allowed: 1 to 100000")
+        if not 1 <= self.steps <= LONGEST_STEPS:
+            raise CostError(f"steps is {self.steps}; allowed: 1 to {LONGEST_STEPS}")
         if not 0 < self.discard <= 1:
             raise CostError(f"discard is {self.discard}; allowed: above 0, at most 1")
-        fresh = self.prompt + self.reasoning + self.call
-        if fresh + self.tool_result > self.window:
-            raise CostError(
-                f"window is {self.window}; allowed: at least one step, "
-                f"{fresh + self.tool_result} tokens"
-            )
+        needed = self.prompt + self.reasoning + self.call
+        if self.steps > 1:
+            needed += self.tool_result
+        if needed > self.window:
+            raise CostError(f"window is {self.window}; allowed: at least one step, {needed} tokens")
 
 
 class LoopCost(msgspec.Struct, frozen=True, kw_only=True):
@@ -114,5 +117,5 @@ def loop_cost(model: CostModel, loop: ToolLoop, policy: Policy, price: float) ->
 
 
 def _steps_kept(steps: int, discard: float) -> int:
-    """Whole steps of the later share; 0.9 of 10 leaves 1, whatever 1 - 0.9 is in binary."""
-    return floor(steps * (1 - discard) + 1e-9)
+    """Whole steps of the later share, never all; 0.9 of 10 leaves 1, whatever 0.9 is in binary."""
+    return min(floor(steps * (1 - discard) + 1e-9), steps - 1)

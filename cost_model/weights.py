@@ -5,8 +5,10 @@ from __future__ import annotations
 from cost_model.shape import ModelShape
 from cost_model.work import BLOCK, ELEMENT_BYTES, WeightDtype
 
-PLAIN = ("embedding", "head", "router", "weights_proj", "eh_proj")
-"""Matrices that stay in bfloat16 in an FP8 checkpoint."""
+
+def unquantised(dtype: WeightDtype) -> WeightDtype:
+    """What embedding, head, router, weights_proj and eh_proj are stored in: never FP8."""
+    return "bf16" if dtype == "fp8" else dtype
 
 
 def matrix_bytes(rows: int, columns: int, dtype: WeightDtype) -> int:
@@ -39,7 +41,7 @@ def _attention_bytes(shape: ModelShape, dtype: WeightDtype) -> int:
 def _indexer_bytes(shape: ModelShape, dtype: WeightDtype) -> int:
     if not shape.sparse:
         return 0
-    plain = "bf16" if dtype == "fp8" else dtype
+    plain = unquantised(dtype)
     wide = shape.index_n_heads * shape.index_head_dim
     return (
         matrix_bytes(wide, shape.q_lora_rank, dtype)
@@ -54,7 +56,7 @@ def layer_bytes(shape: ModelShape, dtype: WeightDtype = "fp8") -> dict[str, int]
     Norm vectors and the router's bias (68 KB a layer at 671B, in float32) are left out.
     """
     hidden = shape.hidden_size
-    plain: WeightDtype = "bf16" if dtype == "fp8" else dtype
+    plain = unquantised(dtype)
     shared = shape.n_shared_experts * shape.moe_intermediate_size
     dense = shape.intermediate_size
     return {
@@ -71,7 +73,7 @@ def layer_bytes(shape: ModelShape, dtype: WeightDtype = "fp8") -> dict[str, int]
 def weight_bytes(shape: ModelShape, dtype: WeightDtype = "fp8") -> dict[str, int]:
     """Bytes of the main model's matrices by component, all layers, embedding and head included."""
     layer = layer_bytes(shape, dtype)
-    plain: WeightDtype = "bf16" if dtype == "fp8" else dtype
+    plain = unquantised(dtype)
     table = matrix_bytes(shape.vocab_size, shape.hidden_size, plain)
     times = {
         "attention_projections": shape.num_hidden_layers,
@@ -87,7 +89,7 @@ def weight_bytes(shape: ModelShape, dtype: WeightDtype = "fp8") -> dict[str, int
 def mtp_bytes(shape: ModelShape, dtype: WeightDtype = "fp8") -> int:
     """Bytes of the MTP layers: a MoE layer and a projection each; embedding and head are shared."""
     layer = layer_bytes(shape, dtype)
-    plain: WeightDtype = "bf16" if dtype == "fp8" else dtype
+    plain = unquantised(dtype)
     one = sum(size for name, size in layer.items() if name != "dense_mlp")
     joined = matrix_bytes(shape.hidden_size, 2 * shape.hidden_size, plain)
     return shape.num_nextn_predict_layers * (one + joined)

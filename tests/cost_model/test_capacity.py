@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from cost_model.capacity import PAGE_TOKENS, Capacity, capacity, weights_per_gpu
 from cost_model.costs import usd_per_million
 from cost_model.errors import CostError
-from cost_model.machines import MACHINES
+from cost_model.machines import MACHINES, Machine
 from cost_model.roofline import Roofline, RooflineChoices
 from cost_model.shape import V31, V32
+from cost_model.weights import weight_bytes
 
 ROW_BYTES = 62 * (512 + 4 * 4 + 2 * 64 + 128 + 4)
 """One token of context with FP8 caches, MTP layer included: latent row and index key."""
@@ -51,7 +52,8 @@ def test_experts_are_spread_and_the_rest_is_on_every_gpu() -> None:
 
 def test_a_step_holds_all_sequences_and_its_price_is_that_of_its_batch() -> None:
     found = on_h800()
-    model = Roofline(V32, MACHINES["h800"], RooflineChoices(batch=found.sequences))
+    choices = RooflineChoices(batch=found.sequences, tokens_per_read=1, expert_parallel_gpus=16)
+    model = Roofline(V32, MACHINES["h800"], choices)
     usd = float(usd_per_million(model, "decode", 65_536, 2.0))
     assert found.usd_per_million_tokens == pytest.approx(usd)
     assert found.tokens_per_second == pytest.approx(found.sequences / found.step_seconds)
@@ -96,9 +98,28 @@ def test_more_gpus_leave_more_pages_on_each() -> None:
         ({"price": -1}, "price is -1"),
         ({"memory_share": 0}, "memory share is 0; allowed: above 0, at most 1"),
         ({"memory_share": 1.01}, "memory share is 1.01"),
-        ({"machine": "cpu"}, "cpu gives"),
+        (
+            {"machine": "cpu"},
+            "cpu was measured in float32 and allows: fp32",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(CostError, match=message):
         on_h800(**arguments)
+
+
+@pytest.mark.parametrize("machine", [one for one in MACHINES.values() if not one.measured])
+@pytest.mark.parametrize(("gpus", "context"), [(16, 8192), (16, 65536), (32, 131072), (128, 4096)])
+def test_a_step_is_no_quicker_than_reading_what_it_needs(
+    machine: Machine, gpus: int, context: int
+) -> None:
+    """Weights of every GPU, the experts its tokens hit, latents and index keys, over bandwidth."""
+    found = capacity(V32, machine, gpus=gpus, context=context, price=2.0)
+    parts = weight_bytes(V32)
+    everywhere = sum(size for name, size in parts.items() if name != "routed_experts")
+    everywhere -= parts["embedding"] + parts["router"]
+    hit = 256 / gpus * (1 - (1 - 8 / 256) ** (found.sequences * gpus))
+    caches = found.sequences * 61 * (656 * min(context, 2048) + 132 * context)
+    read = everywhere + 58 * hit * 44_050_944 + caches
+    assert found.step_seconds >= 0.999 * read / machine.memory_bandwidth

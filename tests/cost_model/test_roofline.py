@@ -18,7 +18,8 @@ from cost_model.machines import MACHINES, Machine
 from cost_model.model import Phase, total
 from cost_model.published import INPUTS
 from cost_model.roofline import Roofline, RooflineChoices, all_to_all_seconds
-from cost_model.shape import V31, V32
+from cost_model.shape import V31, V32, ModelShape
+from cost_model.work import Form, attention_flops, read_bytes
 from tests.cost_model.models import TINY, phases, positions
 
 H100 = MACHINES["h100"]
@@ -240,3 +241,19 @@ def test_bad_questions_are_refused() -> None:
         Roofline(V32).seconds("prefill", [5, -3])
     with pytest.raises(CostError, match="allowed: above 0"):
         all_to_all_seconds(V32, copies=0, bandwidth=1)
+
+
+@pytest.mark.parametrize("machine", [one for one in MACHINES.values() if not one.measured])
+@pytest.mark.parametrize("shape", [V31, V32, TINY])
+def test_no_decode_component_goes_through_the_roof(machine: Machine, shape: ModelShape) -> None:
+    form: Form = "mqa" if shape.sparse else "dense_mqa"
+    positions = np.array([100.0, 2048.0, 131072.0])
+    parts = Roofline(shape, machine, RooflineChoices(tokens_per_read=1)).seconds(
+        "decode", positions
+    )
+    flops = attention_flops(shape, form, positions)
+    read = read_bytes(shape, form, positions)
+    for name in ("core_attention", "indexer"):
+        if name in parts:
+            assert (parts[name] >= 0.999 * flops[name] / machine.fp8_flops).all()
+            assert (parts[name] >= 0.999 * read[name] / machine.memory_bandwidth).all()

@@ -130,19 +130,33 @@ def test_the_loop_of_the_issue() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"steps": 0}, "steps is 0; allowed: 1 to 100000"),
-        ({"steps": 100_001}, "steps is 100001"),
+        ({"steps": 0}, "steps is 0; allowed: 1 to 10000"),
+        ({"steps": 10_001}, "steps is 10001"),
         ({"steps": 1, "reasoning": -1}, "reasoning is -1; allowed: 0 and above"),
         ({"steps": 1, "tool_result": -4}, "tool_result is -4"),
         ({"steps": 1, "discard": 0.0}, "discard is 0.0; allowed: above 0, at most 1"),
         ({"steps": 1, "discard": 1.5}, "discard is 1.5"),
         ({"steps": 1, "discard": float("nan")}, "discard is nan"),
-        ({"steps": 1, "window": 6899}, "window is 6899; allowed: at least one step, 6900 tokens"),
+        ({"steps": 2, "window": 6899}, "window is 6899; allowed: at least one step, 6900 tokens"),
     ],
 )
 def test_absurd_loops_are_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(CostError, match=message):
         ToolLoop(**fields)
+
+
+def test_an_answer_alone_needs_no_room_for_a_tool_result() -> None:
+    cost = loop_cost(MODEL, ToolLoop(steps=1, window=2900), "kept", 2.0)
+    assert cost.complete and lengths(cost) == [(2000, 0, 900)]
+    with pytest.raises(CostError, match="at least one step, 2900 tokens"):
+        ToolLoop(steps=1, window=2899)
+
+
+def test_managed_drops_at_least_a_step_and_stays_in_the_window() -> None:
+    loop = ToolLoop(steps=60, discard=1e-12)
+    cost = loop_cost(MODEL, loop, "managed", 2.0)
+    assert cost.complete
+    assert max(prompt + output for prompt, _, output in lengths(cost)) <= loop.window
 
 
 def test_an_unknown_policy_is_refused() -> None:
