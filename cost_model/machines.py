@@ -118,19 +118,18 @@ MACHINES = {
             scale_out_bandwidth=NETWORK,
             source="AMD Instinct MI300X data sheet",
         ),
-        # PRELIMINARY: one busy machine, CPU time of one thread times two. Measure again when idle:
-        # OMP_NUM_THREADS=2 python -m cost_model.measure
+        # Printed by: OMP_NUM_THREADS=2 python -m cost_model.measure
         Machine(
             name="cpu",
-            bf16_flops=230 * GIGA,
-            fp8_flops=230 * GIGA,
-            memory_bandwidth=35 * GIGA,
+            bf16_flops=187.4 * GIGA,
+            fp8_flops=187.4 * GIGA,
+            memory_bandwidth=24.4 * GIGA,
             memory_bytes=25.3 * GIGA,
             usd_per_hour=NOMINAL_USD_PER_CORE_HOUR * 2,
             measured=True,
             source=(
-                "PRELIMINARY, to be measured by `python -m cost_model.measure` on one idle "
-                "virtual machine with 2 cores of a 2 GHz Intel Xeon (AVX-512), float32; another "
+                "measured by `python -m cost_model.measure` on 2026-11-22 on one idle virtual "
+                "machine with 2 cores of an Intel Xeon (AVX-512), float32 by numpy 2.4.6; another "
                 "CPU is another data sheet. Price nominal: 0.04 USD per core and hour, "
                 "about what clouds ask for a virtual core"
             ),
