@@ -1,7 +1,7 @@
 """y = x W^T with the weight laid out once for the machine it runs on.
 
-On x86 CPUs float32 weights are packed by MKL at load: products of a few rows, which otherwise
-repack the whole weight every time, take about half as long.
+On x86 CPUs float32 weights are packed by MKL at load: products of a few rows would otherwise
+pack the whole weight again every time.
 """
 
 from __future__ import annotations
