@@ -58,7 +58,9 @@ def main(arguments: Sequence[str]) -> int:
     add_options(parser, (EngineConfig,), groups)
     parsed = parser.parse_args(arguments)
     try:
-        config = build(EngineConfig, read_values(parsed, (EngineConfig,)))
+        # Nobody reads a batch as it streams.
+        values = {"inter_token_target_s": 0.0} | read_values(parsed, (EngineConfig,))
+        config = build(EngineConfig, values)
         set_up_logging("warning")
         counts = asyncio.run(
             answer_file(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -55,6 +55,8 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     model: str
     messages: list[Message]
+    message_paths: tuple[str, ...]
+    """Where each message stood in the request, for errors that name it."""
     functions: list[dict[str, Any]]
     """The inner function objects of the tools, as received; they are rendered into the prompt."""
     may_call: bool
@@ -74,26 +76,21 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 def read_chat_request(body: bytes, facts: ModelFacts) -> ChatRequest:
     """Returns the request in `body`. Raises ApiError: 400 naming the field, 404 for the model."""
-    fields = _fields(body)
+    fields = read_fields(body)
     try:
         request = msgspec.convert(fields, ChatCompletionRequest)
     except msgspec.ValidationError as error:
         raise from_validation(error) from error
-    if request.model not in facts.names:
-        raise ApiError(
-            404,
-            f"The model {request.model!r} does not exist; this server has {facts.names[0]!r}.",
-            param="model",
-            code="model_not_found",
-        )
+    model = checked_model(request.model, facts)
     _refuse_what_is_not_honoured(request, fields)
     functions = read_tools(request.tools)
     may_call = read_tool_choice(request.tool_choice) == "auto" and bool(functions)
     if request.stream_options is not None and not request.stream:
         raise invalid("stream_options needs stream: true.", "stream_options")
     return ChatRequest(
-        model=facts.names[0],
+        model=model,
         messages=read_history(request.messages),
+        message_paths=tuple(f"messages[{index}]" for index in range(len(request.messages))),
         functions=functions,
         may_call=may_call,
         one_call=request.parallel_tool_calls is False,
@@ -108,16 +105,19 @@ def read_chat_request(body: bytes, facts: ModelFacts) -> ChatRequest:
             forbidden_token_ids=facts.call_token_ids if functions and not may_call else (),
         ),
         n=within(1 if request.n is None else request.n, 1, MAX_CHOICES, "n"),
-        stops=_stops(request.stop),
+        stops=checked_stops(
+            [request.stop] if isinstance(request.stop, str) else request.stop or [], "stop"
+        ),
         stream=bool(request.stream),
         include_usage=bool(request.stream_options and request.stream_options.include_usage),
-        tenant=_user_id(request.user_id),
+        tenant=checked_user_id(request.user_id, "user_id"),
         cache_salt=request.cache_salt or "",
         priority=within(request.priority or 0, -(2**31), 2**31 - 1, "priority"),
     )
 
 
-def _fields(body: bytes) -> dict[str, Any]:
+def read_fields(body: bytes) -> dict[str, Any]:
+    """Returns the object in `body`. Raises ApiError(400) when it holds none."""
     try:
         return _decoder.decode(body)
     except msgspec.ValidationError as error:
@@ -128,12 +128,23 @@ def _fields(body: bytes) -> dict[str, Any]:
         raise invalid("The body is nested too deeply.", None, "invalid_json") from error
 
 
+def checked_model(name: str, facts: ModelFacts) -> str:
+    """Returns the name that answers carry. Raises ApiError(404) for a model that is not served."""
+    if name not in facts.names:
+        raise ApiError(
+            404,
+            f"The model {name!r} does not exist; this server has {facts.names[0]!r}.",
+            param="model",
+            code="model_not_found",
+        )
+    return facts.names[0]
+
+
 def _refuse_what_is_not_honoured(request: ChatCompletionRequest, fields: Mapping[str, Any]) -> None:
     for name, value in fields.items():
         if name in REFUSED and _asks_for_something(name, value):
             raise unsupported(name, name)
-        if name not in KNOWN and name not in HARMLESS and name not in REFUSED:
-            _warn_once(name)
+    warn_of_unknown(fields, KNOWN | HARMLESS | REFUSED)
     if request.response_format is not None and request.response_format.type != "text":
         raise unsupported(
             "response_format", f"response_format of type {request.response_format.type!r}"
@@ -149,11 +160,15 @@ def _asks_for_something(name: str, value: Any) -> bool:
     return value is not None and value is not False and value not in ("", [], {})
 
 
-def _warn_once(name: str) -> None:
-    """One line per field and process; the names come from clients, so their number is bounded."""
-    if name not in _warned_fields and len(_warned_fields) < 1000:
-        _warned_fields.add(name)
-        logger.warning("ignoring the unknown request field %.100r", name)
+def warn_of_unknown(fields: Iterable[str], known: frozenset[str]) -> None:
+    """Logs fields that nobody knows, one line per field and process.
+
+    The names come from clients, so their number is bounded.
+    """
+    for name in fields:
+        if name not in known and name not in _warned_fields and len(_warned_fields) < 1000:
+            _warned_fields.add(name)
+            logger.warning("ignoring the unknown request field %.100r", name)
 
 
 def _thinking(request: ChatCompletionRequest, default: bool) -> bool:
@@ -180,25 +195,26 @@ def _thinking(request: ChatCompletionRequest, default: bool) -> bool:
     return thinking
 
 
-def _stops(stop: str | list[str] | None) -> tuple[str, ...]:
-    stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
+def checked_stops(stops: Sequence[str], param: str) -> tuple[str, ...]:
+    """Returns the stop strings of field `param`. Raises ApiError(400)."""
     if len(stops) > MAX_STOPS:
-        raise invalid(f"{len(stops)} stop strings were given; the limit is {MAX_STOPS}.", "stop")
+        raise invalid(f"{len(stops)} stop strings were given; the limit is {MAX_STOPS}.", param)
     if "" in stops:
-        raise invalid("A stop string must not be empty.", "stop")
+        raise invalid("A stop string must not be empty.", param)
     longest = max(map(len, stops), default=0)
     if longest > MAX_STOP_CHARACTERS:
         raise invalid(
-            f"A stop string has {longest} characters; the limit is {MAX_STOP_CHARACTERS}.", "stop"
+            f"A stop string has {longest} characters; the limit is {MAX_STOP_CHARACTERS}.", param
         )
-    return stops
+    return tuple(stops)
 
 
-def _user_id(user_id: str | None) -> str:
+def checked_user_id(user_id: str | None, param: str) -> str:
+    """Returns the user id of field `param`, "" for none. Raises ApiError(400)."""
     if user_id is None:
         return ""
     if not USER_ID.fullmatch(user_id):
         raise invalid(
-            "user_id has 1 to 512 characters out of letters, digits, '_' and '-'.", "user_id"
+            f"{param} has 1 to 512 characters out of letters, digits, '_' and '-'.", param
         )
     return user_id

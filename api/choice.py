@@ -200,6 +200,7 @@ class Choice:
                 Delta(),
                 finish_reason=self.finish_reason,
                 logprobs=leftover,
+                stop_reason=UNSET if self._stops.matched is None else self._stops.matched,
                 parse_error=ParseError(failure.reason, failure.offset) if failure else UNSET,
                 incomplete_reasoning=True if self._parser.incomplete_reasoning else UNSET,
             )

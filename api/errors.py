@@ -41,7 +41,8 @@ class ApiError(Exception):
     """A request that gets an error instead of an answer.
 
     status: HTTP status. param: the field at fault, as a path (`messages[0].content`).
-    retry_after: seconds the client should wait, sent as the `retry-after` header.
+    retry_after: seconds the client should wait, sent as `retry-after` in whole seconds and as
+    `retry-after-ms`, which the OpenAI SDKs read first.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class ApiError(Exception):
         headers = {}
         if self.retry_after is not None:
             headers["retry-after"] = str(max(1, math.ceil(self.retry_after)))
+            headers["retry-after-ms"] = str(max(1, round(1000 * self.retry_after)))
         if self.status == 401:
             headers["www-authenticate"] = "Bearer"
         return headers

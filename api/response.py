@@ -70,6 +70,8 @@ class ChunkChoice(msgspec.Struct, frozen=True):
     delta: Delta
     finish_reason: FinishReason | None = None
     logprobs: ChoiceLogprobs | None = None
+    stop_reason: str | UnsetType = UNSET
+    """Extension of vLLM: the stop string that ended the content."""
     parse_error: ParseError | UnsetType = UNSET
     incomplete_reasoning: bool | UnsetType = UNSET
 
@@ -146,6 +148,7 @@ class CompletionChoice(msgspec.Struct, frozen=True):
     message: AssistantMessage
     finish_reason: FinishReason
     logprobs: ChoiceLogprobs | None = None
+    stop_reason: str | UnsetType = UNSET
     parse_error: ParseError | UnsetType = UNSET
     incomplete_reasoning: bool | UnsetType = UNSET
 

@@ -2,41 +2,32 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import hmac
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, TypeVar
 
-import msgspec
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
+from api.anthropic.response import error_body
+from api.anthropic.routes import add_messages, speaks_messages
 from api.backend import Backend
 from api.body import read_body
 from api.config import ServerConfig
 from api.errors import ApiError, from_status
-from api.sse import EventStream, disconnected
+from api.exchange import JsonResponse, deadline_s_of, tenant_of, unless_disconnected
+from api.sse import EventStream
 from api.version import version
 from engine.client import ConfigError
 
-T = TypeVar("T")
-
+TENANT_CHARACTERS = 16
+"""Of a key's digest: enough to tell keys apart, of no use to guess them."""
 CLIENT_CLOSED_REQUEST = 499
 """Nobody reads it; it is for the access log."""
-
-
-class JsonResponse(Response):
-    """A JSON answer of a msgspec struct or of plain data."""
-
-    media_type = "application/json"
-
-    def render(self, content: Any) -> bytes:
-        return msgspec.json.encode(content)
 
 
 def create_app(backend: Backend, config: ServerConfig) -> FastAPI:
@@ -51,13 +42,16 @@ def create_app(backend: Backend, config: ServerConfig) -> FastAPI:
         """OpenAI chat completions, streamed or not."""
         service = backend.require()
         body = await read_body(request, config.max_body_bytes)
-        turn = await unless_disconnected(request, service.start(body))
+        work = service.start(body, tenant=tenant_of(request), deadline_s=deadline_s_of(request))
+        turn = await unless_disconnected(request, work)
         headers = {"x-request-id": turn.id}
         if turn.request.stream:
             return EventStream(turn, turn.chunks, headers, keep_alive_s=config.keep_alive_s)
         async with turn:
             answer = await unless_disconnected(request, turn.completion())
         return JsonResponse(answer, headers=headers)
+
+    add_messages(app, backend, config, keyed)
 
     @app.get("/v1/models", dependencies=keyed)
     async def models() -> Response:
@@ -97,40 +91,26 @@ def create_app(backend: Backend, config: ServerConfig) -> FastAPI:
     return app
 
 
-async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Returns what `work` returns; cancels it when the client goes away: ClientDisconnect."""
-    task = asyncio.create_task(work)
-    watch = asyncio.create_task(disconnected(request.receive))
-    try:
-        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientDisconnect
-        return task.result()
-    finally:
-        task.cancel()
-        watch.cancel()
-        await asyncio.gather(task, watch, return_exceptions=True)
-
-
 def _answer_errors(app: FastAPI) -> None:
     """Every error leaves in OpenAI's shape, the framework's own included."""
 
-    def answer(error: ApiError) -> Response:
-        return JsonResponse(error.body, status_code=error.status, headers=error.headers)
+    def answer(request: Request, error: ApiError) -> Response:
+        body = error_body(error) if speaks_messages(request.url.path) else error.body
+        return JsonResponse(body, status_code=error.status, headers=error.headers)
 
     @app.exception_handler(ApiError)
     async def api_error(request: Request, error: ApiError) -> Response:
-        return answer(error)
+        return answer(request, error)
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
-        response = answer(from_status(error.status_code, error.detail))
+        response = answer(request, from_status(error.status_code, error.detail))
         response.headers.update(error.headers or {})
         return response
 
     @app.exception_handler(RequestValidationError)
     async def validation_error(request: Request, error: RequestValidationError) -> Response:
-        return answer(ApiError(422, "The request is invalid.", code="invalid_value"))
+        return answer(request, ApiError(422, "The request is invalid.", code="invalid_value"))
 
     @app.exception_handler(ClientDisconnect)
     async def client_gone(request: Request, error: ClientDisconnect) -> Response:
@@ -138,11 +118,14 @@ def _answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def bug(request: Request, error: Exception) -> Response:
-        return answer(ApiError(500, "The server failed.", code="internal_error"))
+        return answer(request, ApiError(500, "The server failed.", code="internal_error"))
 
 
 def _key_check(file: str) -> Callable[[Request], Awaitable[None]]:
-    """Returns a dependency that refuses requests without one of the file's bearer keys."""
+    """Returns a dependency that refuses requests without one of the file's bearer keys.
+
+    The key's digest is noted as the request's tenant.
+    """
     try:
         lines = Path(file).read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -154,6 +137,8 @@ def _key_check(file: str) -> Callable[[Request], Awaitable[None]]:
 
     async def check(request: Request) -> None:
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
+        if not scheme:  # as Anthropic's clients send it
+            scheme, key = "bearer", request.headers.get("x-api-key", "")
         digest = hashlib.sha256(key.strip().encode()).digest()
         # Every key is compared, in constant time: the answer's delay tells nothing.
         known = sum(hmac.compare_digest(digest, expected) for expected in digests)
@@ -163,5 +148,6 @@ def _key_check(file: str) -> Callable[[Request], Awaitable[None]]:
                 "A valid API key is needed in the Authorization header.",
                 code="invalid_api_key",
             )
+        request.state.tenant = digest.hex()[:TENANT_CHARACTERS]
 
     return check

@@ -7,6 +7,7 @@ import contextlib
 import logging
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
+from typing import NamedTuple
 
 import msgspec
 from starlette.responses import Response
@@ -27,8 +28,21 @@ def event(message: msgspec.Struct) -> bytes:
     return b"data: " + _encoder.encode(message) + b"\n\n"
 
 
+class Wire(NamedTuple):
+    """How a dialect writes its stream."""
+
+    event: Callable[[msgspec.Struct], bytes]
+    error: Callable[[ApiError], msgspec.Struct]
+    """The last message of a stream that failed."""
+    end: bytes
+    """After the last message of one that did not."""
+
+
+OPENAI = Wire(event, lambda error: error.body, DONE)
+
+
 class EventStream(Response):
-    """Streams the messages of `source`, then [DONE]; an error in between becomes the last event.
+    """Streams the messages of `source`, then an end; an error in between becomes the last event.
 
     source: a context manager around the work; leaving it frees what the work holds, and it is left
     whenever the stream ends, also when the client goes away in the middle.
@@ -44,6 +58,7 @@ class EventStream(Response):
         headers: Mapping[str, str] | None = None,
         *,
         keep_alive_s: float,
+        wire: Wire = OPENAI,
     ) -> None:
         # A proxy that buffers would hand out the answer in one piece.
         unbuffered = {"cache-control": "no-cache", "x-accel-buffering": "no"}
@@ -52,6 +67,7 @@ class EventStream(Response):
         self._source = source
         self._messages = messages
         self._keep_alive_s = keep_alive_s
+        self._wire = wire
         self._last_sent_s = 0.0
         self._finished = False
 
@@ -73,16 +89,18 @@ class EventStream(Response):
                     task.cancel()
 
     async def _write(self, send: Send) -> None:
-        last = DONE
+        wire = self._wire
+        last = wire.end
         try:
             async with contextlib.aclosing(self._messages()) as messages:
                 async for message in messages:
-                    await self._send(send, event(message))
+                    await self._send(send, wire.event(message))
         except ApiError as error:
-            last = event(error.body)
+            last = wire.event(wire.error(error))
         except Exception:
             logger.exception("a stream failed")
-            last = event(ApiError(500, "The server failed while it streamed.").body)
+            failure = ApiError(500, "The server failed while it streamed.")
+            last = wire.event(wire.error(failure))
         self._finished = True
         await self._send(send, last)
         await send({"type": "http.response.body", "body": b"", "more_body": False})

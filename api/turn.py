@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from types import TracebackType
 from typing import Literal
 
 import msgspec
 from msgspec import UNSET
 
+from api.admission import Deadline
 from api.chat.encoding import Prompt
 from api.chat_request import ChatRequest
 from api.choice import Choice, join_logprobs
 from api.errors import ApiError
+from api.next_turn import TurnEnds
 from api.response import (
     AssistantMessage,
     ChatCompletion,
@@ -46,6 +49,8 @@ class ChatTurn:
         prompt: Prompt,
         choices: Sequence[Choice],
         system_fingerprint: str,
+        turn_ends: TurnEnds,
+        deadline: Deadline | None = None,
     ) -> None:
         self.id = request_id
         self.request = request
@@ -55,6 +60,10 @@ class ChatTurn:
         self._prompt = prompt
         self._choices = choices
         self._system_fingerprint = system_fingerprint
+        self._turn_ends = turn_ends
+        self._deadline = deadline
+        self._answer: list[str] = []
+        """The visible text so far, when there is one choice: the next turn will hold it."""
 
     async def __aenter__(self) -> ChatTurn:
         await self._generation.__aenter__()
@@ -84,7 +93,7 @@ class ChatTurn:
         """
         for choice in self._choices:
             yield self._chunk([ChunkChoice(choice.index, Delta(role="assistant", content=""))])
-        async for piece in self._pieces():
+        async for piece in self.pieces():
             yield self._chunk([piece])
         if self.request.include_usage:
             yield msgspec.structs.replace(self._chunk([]), usage=self.usage)
@@ -92,7 +101,7 @@ class ChatTurn:
     async def completion(self) -> ChatCompletion:
         """Returns the whole answer. Raises ApiError when the engine fails on the way."""
         pieces: list[list[ChunkChoice]] = [[] for _ in self._choices]
-        async for piece in self._pieces():
+        async for piece in self.pieces():
             pieces[piece.index].append(piece)
         return ChatCompletion(
             id=self.id,
@@ -116,14 +125,31 @@ class ChatTurn:
             usage=None if self.request.include_usage else UNSET,
         )
 
-    async def _pieces(self) -> AsyncGenerator[ChunkChoice, None]:
+    async def pieces(self) -> AsyncGenerator[ChunkChoice, None]:
+        """Yields what the choices say, as it comes; the last piece of each has a finish_reason.
+
+        Raises ApiError when the engine fails on the way.
+        """
         try:
-            async for outputs in self._generation:
+            news = aiter(self._generation)
+            outputs = await self._first(news)
+            while outputs:
                 for output in outputs:
                     for piece in self._read(output):
                         yield piece
+                outputs = await anext(news, [])
         except EngineDead as error:
             raise engine_is_dead(error) from error
+
+    async def _first(self, news: AsyncIterator[list[Output]]) -> list[Output]:
+        """Returns the first outputs; raises ApiError when they come too late."""
+        if self._deadline is None:
+            return await anext(news, [])
+        try:
+            async with asyncio.timeout_at(self._deadline.at_s):
+                return await anext(news, [])
+        except TimeoutError:
+            raise self._deadline.missed() from None
 
     def _read(self, output: Output) -> list[ChunkChoice]:
         choice = self._choices[output.choice]
@@ -133,9 +159,21 @@ class ChatTurn:
         pieces = choice.feed(output)
         if choice.cut_at is not None and not was_finished and output.finish is None:
             self._engine.stop(self.id, choice.index, choice.cut_at)
+        if len(self._choices) == 1 and self._prompt.in_reasoning:
+            self._answer += (p.delta.content for p in pieces if isinstance(p.delta.content, str))
         if output.finish is not None:
-            self._engine.turn_ended(self._turn_ended(choice))
+            self._end(choice)
         return pieces
+
+    def _end(self, choice: Choice) -> None:
+        """Tells what has become of the choice, and what the next user message will find.
+
+        Several choices have no next turn yet: nobody knows which of them will be taken up.
+        """
+        ended = self._turn_ended(choice)
+        answered = ended.why == "answer" and len(self._choices) == 1 and self._prompt.in_reasoning
+        answer = "".join(self._answer) if answered and not choice.complete_calls else None
+        self._turn_ends.tell(ended, self._prompt, self.request.messages, answer)
 
     def _turn_ended(self, choice: Choice) -> TurnEnded:
         why: Literal["tool_calls", "length", "answer"] = "answer"
@@ -189,6 +227,7 @@ def _whole(pieces: Sequence[ChunkChoice], complete_calls: Sequence[int]) -> Comp
         ),
         finish_reason=last.finish_reason,
         logprobs=join_logprobs(*(piece.logprobs for piece in pieces)),
+        stop_reason=last.stop_reason,
         parse_error=last.parse_error,
         incomplete_reasoning=last.incomplete_reasoning,
     )

@@ -46,7 +46,7 @@ def test_the_body_is_openais() -> None:
             "code": "queue_full",
         }
     }
-    assert error.headers == {"retry-after": "3"}
+    assert error.headers == {"retry-after": "3", "retry-after-ms": "2200"}
 
 
 @pytest.mark.parametrize(

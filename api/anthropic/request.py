@@ -1,0 +1,131 @@
+"""A Messages request -> the same ChatRequest that a chat completion becomes."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import msgspec
+
+from api.anthropic.history import read_conversation
+from api.anthropic.schema import (
+    HARMLESS,
+    CountTokensRequest,
+    MessagesRequest,
+    ToolChoiceParam,
+    ToolParam,
+)
+from api.chat_request import (
+    ChatRequest,
+    ModelFacts,
+    checked_model,
+    checked_stops,
+    checked_user_id,
+    read_fields,
+    warn_of_unknown,
+)
+from api.errors import ApiError, from_validation, unsupported
+from api.sampling import read_sampling
+from api.schema import ChatCompletionRequest
+from api.tools import read_tool_choice, read_tools
+
+T = TypeVar("T", MessagesRequest, CountTokensRequest)
+
+
+def read_messages_request(body: bytes, facts: ModelFacts) -> ChatRequest:
+    """Returns the request in `body`. Raises ApiError: 400 naming the field, 404 for the model."""
+    return _chat_request(_convert(body, MessagesRequest), facts)
+
+
+def read_count_request(body: bytes, facts: ModelFacts) -> ChatRequest:
+    """Returns the request in `body`, which asks for a count of its prompt's tokens alone."""
+    count = _convert(body, CountTokensRequest)
+    fields = {name: getattr(count, name) for name in count.__struct_fields__}
+    return _chat_request(MessagesRequest(max_tokens=1, **fields), facts)
+
+
+def _convert(body: bytes, kind: type[T]) -> T:
+    fields = read_fields(body)
+    try:
+        request = msgspec.convert(fields, kind)
+    except msgspec.ValidationError as error:
+        raise from_validation(error) from error
+    warn_of_unknown(fields, HARMLESS.union(MessagesRequest.__struct_fields__))
+    return request
+
+
+def _chat_request(request: MessagesRequest, facts: ModelFacts) -> ChatRequest:
+    model = checked_model(request.model, facts)
+    conversation = read_conversation(request.system, request.messages)
+    functions = _functions(request.tools or [])
+    choice = request.tool_choice
+    may_call = _may_call(choice) and bool(functions)
+    sampling = ChatCompletionRequest(
+        messages=[],
+        model=model,
+        max_tokens=request.max_tokens,
+        temperature=request.temperature,
+        top_p=request.top_p,
+        top_k=request.top_k,
+    )
+    thinking = facts.thinking
+    if request.thinking is not None:
+        # V3.2 has no levels of effort and no budget: what is not disabled is thinking mode.
+        thinking = request.thinking.type != "disabled"
+    return ChatRequest(
+        model=model,
+        messages=conversation.messages,
+        message_paths=tuple(conversation.paths),
+        functions=functions,
+        may_call=may_call,
+        one_call=bool(choice and choice.disable_parallel_tool_use),
+        thinking=thinking,
+        sampling=read_sampling(
+            sampling,
+            facts.defaults,
+            vocab_size=facts.vocab_size,
+            max_model_len=facts.max_model_len,
+            end_token_ids=facts.end_token_ids,
+            forbidden_token_ids=facts.call_token_ids if functions and not may_call else (),
+        ),
+        n=1,
+        stops=checked_stops(request.stop_sequences or [], "stop_sequences"),
+        stream=bool(request.stream),
+        include_usage=True,
+        tenant=checked_user_id(
+            request.metadata.user_id if request.metadata else None, "metadata.user_id"
+        ),
+        cache_salt="",
+        priority=0,
+    )
+
+
+def _functions(tools: list[ToolParam]) -> list[dict[str, object]]:
+    wrapped = []
+    for index, tool in enumerate(tools):
+        if tool.type not in (None, "custom"):
+            raise unsupported(f"tools[{index}].type", f"A tool of type {tool.type!r}")
+        function: dict[str, object] = {"name": tool.name}
+        if tool.description is not None:
+            function["description"] = tool.description
+        if tool.input_schema is not None:
+            function["parameters"] = tool.input_schema
+        wrapped.append({"type": "function", "function": function})
+    try:
+        return read_tools(wrapped)
+    except ApiError as error:
+        if error.param:
+            renamed = error.param.replace(".function", "").replace("parameters", "input_schema")
+            error.param = renamed
+        raise
+
+
+def _may_call(choice: ToolChoiceParam | None) -> bool:
+    if choice is None:
+        return True
+    same: dict[str, str | dict[str, object]] = {
+        "auto": "auto",
+        "none": "none",
+        "any": "required",
+        "tool": {"type": "function", "function": {"name": choice.name}},
+    }
+    return read_tool_choice(same[choice.type]) == "auto"

@@ -1,0 +1,218 @@
+"""Anthropic's Messages API on the wire: the request, the answer, the stream's events.
+
+Source: Anthropic API reference, "Messages", "Streaming Messages", "Count Message tokens".
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+# --- request ----------------------------------------------------------------------------------
+
+
+class TextParam(msgspec.Struct, frozen=True, tag="text"):
+    text: str
+
+
+class ThinkingParam(msgspec.Struct, frozen=True, tag="thinking"):
+    thinking: str
+    signature: str | None = None
+    """Given out with the block, and taken back whatever it is."""
+
+
+class ToolUseParam(msgspec.Struct, frozen=True, tag="tool_use"):
+    id: str
+    name: str
+    input: dict[str, Any]
+
+
+class ToolResultParam(msgspec.Struct, frozen=True, tag="tool_result"):
+    tool_use_id: str
+    content: str | list[TextParam] | None = None
+    is_error: bool | None = None
+
+
+BlockParam = TextParam | ThinkingParam | ToolUseParam | ToolResultParam
+
+
+class MessageParam(msgspec.Struct, frozen=True):
+    role: Literal["user", "assistant"]
+    content: str | list[BlockParam]
+
+
+class ToolParam(msgspec.Struct, frozen=True):
+    name: str
+    input_schema: dict[str, Any] | None = None
+    description: str | None = None
+    type: str | None = None
+    """"custom" or nothing; everything else names a tool that Anthropic's servers run."""
+
+
+class ToolChoiceParam(msgspec.Struct, frozen=True):
+    type: Literal["auto", "any", "tool", "none"]
+    name: str | None = None
+    disable_parallel_tool_use: bool | None = None
+
+
+class ThinkingConfig(msgspec.Struct, frozen=True):
+    type: Literal["enabled", "disabled", "adaptive"]
+    budget_tokens: int | None = None
+
+
+class Metadata(msgspec.Struct, frozen=True):
+    user_id: str | None = None
+
+
+class MessagesRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Field names and types of `POST /v1/messages`."""
+
+    model: str
+    messages: list[MessageParam]
+    max_tokens: int
+    system: str | list[TextParam] | None = None
+    stop_sequences: list[str] | None = None
+    stream: bool | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    tools: list[ToolParam] | None = None
+    tool_choice: ToolChoiceParam | None = None
+    thinking: ThinkingConfig | None = None
+    metadata: Metadata | None = None
+
+
+class CountTokensRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Field names and types of `POST /v1/messages/count_tokens`: what reaches the prompt."""
+
+    model: str
+    messages: list[MessageParam]
+    system: str | list[TextParam] | None = None
+    tools: list[ToolParam] | None = None
+    tool_choice: ToolChoiceParam | None = None
+    thinking: ThinkingConfig | None = None
+
+
+HARMLESS = frozenset(
+    {"betas", "container", "inference_geo", "mcp_servers", "output_config", "service_tier"}
+)
+"""Accepted without effect."""
+
+
+# --- answer -----------------------------------------------------------------------------------
+
+StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]
+
+
+class TextBlock(msgspec.Struct, frozen=True, tag="text"):
+    text: str
+
+
+class ThinkingBlock(msgspec.Struct, frozen=True, tag="thinking"):
+    thinking: str
+    signature: str
+
+
+class ToolUseBlock(msgspec.Struct, frozen=True, tag="tool_use"):
+    id: str
+    name: str
+    input: dict[str, Any]
+
+
+Block = TextBlock | ThinkingBlock | ToolUseBlock
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """input_tokens leaves out those that were read from the cache."""
+
+    input_tokens: int
+    output_tokens: int
+    cache_read_input_tokens: int
+    cache_creation_input_tokens: int = 0
+    """Nothing is billed for keeping a prefix."""
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True):
+    id: str
+    type: Literal["message"] = "message"
+    role: Literal["assistant"] = "assistant"
+    model: str
+    content: list[Block]
+    stop_reason: StopReason | None
+    stop_sequence: str | None
+    usage: Usage
+
+
+class TokenCount(msgspec.Struct, frozen=True):
+    input_tokens: int
+
+
+# --- stream -----------------------------------------------------------------------------------
+
+
+class TextDelta(msgspec.Struct, frozen=True, tag="text_delta"):
+    text: str
+
+
+class ThinkingDelta(msgspec.Struct, frozen=True, tag="thinking_delta"):
+    thinking: str
+
+
+class SignatureDelta(msgspec.Struct, frozen=True, tag="signature_delta"):
+    signature: str
+
+
+class InputJsonDelta(msgspec.Struct, frozen=True, tag="input_json_delta"):
+    partial_json: str
+
+
+class MessageStart(msgspec.Struct, frozen=True, tag="message_start"):
+    message: Message
+
+
+class ContentBlockStart(msgspec.Struct, frozen=True, tag="content_block_start"):
+    index: int
+    content_block: Block
+
+
+class ContentBlockDelta(msgspec.Struct, frozen=True, tag="content_block_delta"):
+    index: int
+    delta: TextDelta | ThinkingDelta | SignatureDelta | InputJsonDelta
+
+
+class ContentBlockStop(msgspec.Struct, frozen=True, tag="content_block_stop"):
+    index: int
+
+
+class StopDelta(msgspec.Struct, frozen=True):
+    stop_reason: StopReason
+    stop_sequence: str | None
+
+
+class MessageDelta(msgspec.Struct, frozen=True, tag="message_delta"):
+    delta: StopDelta
+    usage: Usage
+
+
+class MessageStop(msgspec.Struct, frozen=True, tag="message_stop"):
+    pass
+
+
+Event = (
+    MessageStart
+    | ContentBlockStart
+    | ContentBlockDelta
+    | ContentBlockStop
+    | MessageDelta
+    | MessageStop
+)
+
+
+class ErrorDetail(msgspec.Struct, frozen=True):
+    type: str
+    message: str
+
+
+class ErrorBody(msgspec.Struct, frozen=True, tag="error"):
+    error: ErrorDetail
