@@ -9,7 +9,8 @@ from collections.abc import Sequence
 COMMANDS = {
     "serve": ("api.cli", "serve a checkpoint behind an OpenAI-compatible API"),
     "batch": ("api.batch_cli", "answer a file of requests in OpenAI's batch format"),
-    "bench": ("benchmarks.cli", "measure this machine, alone and beside transformers"),
+    "bench": ("benchmarks.cli", "measure this machine, alone and beside other engines"),
+    "simulate": ("loadtest.cli", "a trace or agents on N GPUs, on a virtual clock"),
     "cost": ("cost_model.cli", "price tokens, requests, tool loops and machines"),
 }
 """Command -> the module whose main(arguments) runs it, and what it does."""

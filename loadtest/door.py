@@ -1,0 +1,92 @@
+"""The API's side of admission: it sees a replica as the last snapshot showed it.
+
+A snapshot comes a few times a second; what was let in since is added to it. Who is refused hears so
+at once, and when to come back. How true that was is measured here as well: the refused request is
+held up to every later snapshot until it would be let in.
+"""
+
+from __future__ import annotations
+
+from math import exp
+from typing import NamedTuple
+
+from msgspec.structs import replace
+
+from scheduler.admission import Backlog, Limits, Sizes, after, refusal
+from scheduler.outcome import Refusal
+
+SNAPSHOT_INTERVAL_S = 0.25
+DRAIN_MEMORY_S = 5.0
+
+
+class DrainRate:
+    """Backlog tokens per second by which steps made the backlog less, over recent seconds."""
+
+    def __init__(self) -> None:
+        self._tokens = self._seconds = 0.0
+
+    @property
+    def tokens_per_s(self) -> float:
+        """0 before any backlog was seen."""
+        return max(0.0, self._tokens / self._seconds) if self._seconds else 0.0
+
+    def observe(self, before_tokens: int, after_tokens: int, seconds: float) -> None:
+        """Takes one step in; without backlog it says nothing."""
+        if before_tokens and seconds > 0:
+            kept = exp(-seconds / DRAIN_MEMORY_S)
+            self._tokens = self._tokens * kept + before_tokens - after_tokens
+            self._seconds = self._seconds * kept + seconds
+
+
+class Wait(NamedTuple):
+    """What a refused request was told, and how long it would have taken."""
+
+    told_s: float
+    real_s: float
+
+
+class Door:
+    """Decides over requests; `waits` grows as refused ones would be let in."""
+
+    def __init__(self, limits: Limits, interval_s: float = SNAPSHOT_INTERVAL_S) -> None:
+        self.limits, self.interval_s = limits, interval_s
+        self.load = Backlog()
+        self.waits: list[Wait] = []
+        self._turned_away: list[tuple[float, float, Sizes]] = []
+        """(when, told to come back after, what)."""
+        self._next_s = 0.0
+
+    def decide(self, sizes: Sizes, now_s: float) -> Refusal | None:
+        """Returns why a request is refused; None when it is let in, and counted."""
+        no = refusal(self.load, self.limits, sizes)
+        if no is None:
+            self.load = after(self.load, sizes)
+        elif no.retry_after_s is not None:
+            self._turned_away.append((now_s, no.retry_after_s, sizes))
+        return no
+
+    def found(self, tenant: str, cached_tokens: int) -> None:
+        """Takes off what a request let in since the last snapshot has found in the cache."""
+        if cached_tokens:
+            by_tenant = dict(self.load.tenant_backlog_tokens)
+            by_tenant[tenant] -= cached_tokens
+            if not by_tenant[tenant]:
+                del by_tenant[tenant]
+            left = self.load.backlog_tokens - cached_tokens
+            self.load = replace(self.load, backlog_tokens=left, tenant_backlog_tokens=by_tenant)
+
+    def is_due(self, now_s: float) -> bool:
+        """Whether the next snapshot would be sent now."""
+        return now_s >= self._next_s
+
+    def update(self, load: Backlog, now_s: float) -> None:
+        """Takes a snapshot's load."""
+        self._next_s = now_s + self.interval_s
+        self.load = load
+        still = []
+        for when_s, told_s, sizes in self._turned_away:
+            if refusal(load, self.limits, sizes) is None:
+                self.waits.append(Wait(told_s, now_s - when_s))
+            else:
+                still.append((when_s, told_s, sizes))
+        self._turned_away = still
