@@ -203,20 +203,13 @@ class Attention:
 
         top_k = self.indexer.top_k
         width = top_k if self.batch_invariant else min(top_k, group.longest)
-        # A query that sees at most top_k tokens selects them all: it needs no scores.
-        within = 0
-        if probe is None and group.form == "mqa":
-            if group.longest <= top_k:
-                return self._absorbed(q_nope, q_rope, *group.leading_slots(width), cache)
-            if group.shared_context:  # the first of a prefill
-                within = max(0, top_k + 1 - group.shortest)
         assert query_latent is not None and weights is not None and rope is not None
         scores = self.indexer.scores(
             self.layer,
             group.pages,
-            group.visible[within:],
-            self.indexer.queries(query_latent[within:], rope[within:]),
-            weights[within:],
+            group.visible,
+            self.indexer.queries(query_latent, rope),
+            weights,
             cache,
         )
         selected = None
@@ -232,13 +225,7 @@ class Attention:
         else:
             positions, complete = top_k_positions(scores, width)
         slots = group.cache_slots(positions, complete=complete)
-        rest = self._absorbed(q_nope[within:], q_rope[within:], slots, complete, cache)
-        if not within:
-            return rest
-        first = group.leading_slots(width)[0][:within]
-        return torch.cat(
-            (self._absorbed(q_nope[:within], q_rope[:within], first, False, cache), rest)
-        )
+        return self._absorbed(q_nope, q_rope, slots, complete, cache)
 
     def _absorbed(
         self, q_nope: Tensor, q_rope: Tensor, slots: Tensor, complete: bool, cache: PagedCache

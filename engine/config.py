@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import Literal
 
 import msgspec
@@ -33,6 +34,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Latent cache; auto is the compute dtype on the CPU and fp8 on CUDA."""
     index_dtype: Literal["auto", "float32", "bfloat16", "fp8"] = "auto"
     """Index-key cache and index queries; auto as for kv_cache_dtype."""
+    batch_invariant: bool = False
+    """A request's tokens and logprobs are the same to the last bit whatever else is in the batch,
+    however it was chunked, cached or recomputed. CPU only; not with --attention dense."""
     max_model_len: int | None = None
     """Longest sequence in tokens; None: what the checkpoint allows and the pages hold."""
     max_num_seqs: int = 64
@@ -41,6 +45,24 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Tokens computed in one step, prefill and decode together; prompts are cut to fit."""
     max_queued_requests: int = 1024
     """Requests waiting, each of their n choices counted; one more is refused with 429."""
+    max_queued_tokens: int = 2**20
+    """Prompt tokens waiting to be computed; more are refused with 429, except from an API key or
+    user that has less than its share of them waiting."""
+    inter_token_target_s: float = 0.1
+    """Longest step while answers stream: prefill beside them gets the chunk that is predicted to
+    fit. 0: no limit but --max-num-batched-tokens."""
+    prefill_floor_tokens: int = 64
+    """Prompt tokens computed in every step even when there is no time for them."""
+    awaited_s: float = 120.0
+    """A turn that waits for its tools keeps its pages before all other idle ones for so long."""
+    awaited_share: float = 0.5
+    """Share of all pages that may be kept so; beyond it the longest wait gives way."""
+    cost_doubling_tokens: int = 0
+    """Idle pages are evicted by recency and by what they cost to compute again, which doubles at
+    this position. 0: by recency alone."""
+    max_pre_warms: int = 64
+    """Answered turns whose form for the next user message may wait to be computed in idle steps;
+    0: none is."""
     indexer_workspace_bytes: int = 128 * 2**20
     """Limit of the indexer's score matrix: the sum over a step's rows of count x context x 4;
     selecting from it takes four times as much at its peak."""
@@ -60,7 +82,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     def __post_init__(self) -> None:
         def at_least(name: str, low: int) -> None:
             value = getattr(self, name)
-            if value is not None and value < low:
+            if value is not None and not low <= value < inf:
                 flag = name.replace("_", "-")
                 raise ConfigError(f"--{flag} is {value}; it must be at least {low}")
 
@@ -68,6 +90,12 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         at_least("max_num_seqs", 1)
         at_least("max_num_batched_tokens", 1)
         at_least("max_queued_requests", 1)
+        at_least("max_queued_tokens", 1)
+        at_least("inter_token_target_s", 0)
+        at_least("prefill_floor_tokens", 1)
+        at_least("awaited_s", 0)
+        at_least("cost_doubling_tokens", 0)
+        at_least("max_pre_warms", 0)
         at_least("indexer_workspace_bytes", 1)
         at_least("kv_cache_bytes", 1)
         at_least("threads", 1)
@@ -75,4 +103,11 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         if not 0.0 < self.gpu_memory_utilization <= 1.0:
             raise ConfigError(
                 f"--gpu-memory-utilization is {self.gpu_memory_utilization}; it must be in (0, 1]"
+            )
+        if not 0.0 <= self.awaited_share <= 1.0:
+            raise ConfigError(f"--awaited-share is {self.awaited_share}; it must be in [0, 1]")
+        if self.batch_invariant and self.attention == "dense":
+            raise ConfigError(
+                "--batch-invariant computes every row in the sparse form; "
+                "--attention is dense, it must be auto or sparse"
             )

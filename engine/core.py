@@ -110,6 +110,7 @@ class EngineCore:
         self.rates = Rates()
         self.drain = DrainRate()
         self.step = 0
+        self.submits = 0
         self._open = True
         self._next_snapshot_s = 0.0
 
@@ -163,6 +164,7 @@ class EngineCore:
                 self._open = False
 
     def _submit(self, message: Submit) -> None:
+        self.submits += 1
         answer = self.scheduler.submit(
             message.id,
             message.token_ids,
@@ -236,6 +238,8 @@ class EngineCore:
             evictions={str(kind): count for kind, count in pool.evictions.items()},
             pre_warmed_tokens=scheduler.pre_warmer.computed_tokens,
             pre_warms=len(scheduler.pre_warmer),
+            pre_warm_hit_tokens=scheduler.pre_warmer.hit_tokens,
+            submits=self.submits,
         )
 
 

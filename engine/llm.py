@@ -41,11 +41,13 @@ class PromptRefused(ValueError):
 class LLM:
     """A replica without a server: same scheduler, same runner, same results.
 
-    Keyword arguments are the fields of EngineConfig.
+    Keyword arguments are the fields of EngineConfig. Nobody reads tokens as they come, so steps are
+    as large as tokens allow unless `inter_token_target_s` is given.
     """
 
     def __init__(self, model: str = "", *, progress: bool = True, **settings: Any) -> None:
-        config = msgspec.convert({"model": model, **settings}, EngineConfig)
+        offline = {"model": model, "inter_token_target_s": 0}
+        config = msgspec.convert(offline | settings, EngineConfig)
         self.replica = load_replica(config, progress=progress)
         self._scheduler = self.replica.scheduler
         self.tokenizer: Tokenizer = Tokenizer.from_file(str(self.replica.folder / "tokenizer.json"))
@@ -77,7 +79,7 @@ class LLM:
                 self._run(completions, samplings, bar)
         except BaseException:
             # Cut short in the middle of a step: queue and mirrors no longer agree. Start anew.
-            self._scheduler = Scheduler(self._scheduler.config)
+            self._scheduler = Scheduler(self._scheduler.config, self._scheduler.predictor)
             self.replica.runner.slots.clear()
             raise
         for completion in completions:

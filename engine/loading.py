@@ -17,6 +17,7 @@ from engine.messages import Ready
 from engine.model import DeepseekV32
 from engine.model_config import GenerationDefaults, ModelConfig, field_error
 from engine.runner import Runner
+from engine.step_time import step_predictor
 from kernels.attention import WORKSPACE_BYTES
 from kernels.cache import CacheDtype
 from kernels.topk import PEAK_BYTES_PER_SCORE
@@ -71,6 +72,7 @@ def load_replica(config: EngineConfig, *, progress: bool = True) -> Replica:
         weights,
         index_fp8=layout.index == "fp8",
         select=config.attention != "dense",
+        batch_invariant=config.batch_invariant,
     )
     page_bytes = layout.page_bytes(model)
     pages, max_model_len = _size(config, model, page_bytes, device)
@@ -84,21 +86,18 @@ def load_replica(config: EngineConfig, *, progress: bool = True) -> Replica:
             max_num_batched_tokens=config.max_num_batched_tokens,
             max_queued_requests=config.max_queued_requests,
             indexer_workspace_bytes=config.indexer_workspace_bytes,
-            forms=FormPolicy(
-                config.attention,
-                model.index_topk,
-                break_even_tokens(
-                    top_k=model.index_topk,
-                    kv_lora_rank=model.kv_lora_rank,
-                    qk_rope=model.qk_rope_head_dim,
-                    qk_nope=model.qk_nope_head_dim,
-                    v_head=model.v_head_dim,
-                ),
-            ),
+            forms=_forms(config, model),
             eos_token_ids=defaults.eos_token_ids,
             prefix_caching=config.enable_prefix_caching,
             boot_secret=secrets.token_bytes(32),
-        )
+            inter_token_target_s=config.inter_token_target_s or None,
+            prefill_floor_tokens=config.prefill_floor_tokens,
+            awaited_s=config.awaited_s,
+            awaited_share=config.awaited_share,
+            cost_doubling_tokens=config.cost_doubling_tokens,
+            max_pre_warms=config.max_pre_warms,
+        ),
+        step_predictor(model, layout, dtype, device, dense=config.attention == "dense"),
     )
     latent_bytes = cache.latents.rows.numel() * cache.latents.rows.element_size()
     ready = Ready(
@@ -116,6 +115,9 @@ def load_replica(config: EngineConfig, *, progress: bool = True) -> Replica:
         },
         device=str(device),
         dtype=str(dtype).removeprefix("torch."),
+        max_queued_requests=config.max_queued_requests,
+        max_queued_tokens=config.max_queued_tokens,
+        pre_warms=config.enable_prefix_caching and config.max_pre_warms > 0,
     )
     runner = Runner(network, cache, eos_token_ids=defaults.eos_token_ids)
     return Replica(folder, model, defaults, runner, scheduler, ready)
@@ -132,9 +134,26 @@ def _device(config: EngineConfig) -> torch.device:
     available = torch.cuda.is_available()
     if config.device == "cuda" and not available:
         raise ConfigError("--device is cuda, but torch finds no CUDA device")
-    if config.device == "auto":
-        return torch.device("cuda" if available else "cpu")
-    return torch.device(config.device)
+    name = config.device
+    if name == "auto":
+        name = "cuda" if available else "cpu"
+    if config.batch_invariant and name == "cuda":
+        raise ConfigError("--batch-invariant is for the CPU so far; --device is cuda")
+    return torch.device(name)
+
+
+def _forms(config: EngineConfig, model: ModelConfig) -> FormPolicy:
+    """How rows compute attention; batch-invariant: all in one form, whatever their length."""
+    if config.batch_invariant:
+        return FormPolicy("sparse", model.index_topk, break_even_tokens=0)
+    break_even = break_even_tokens(
+        top_k=model.index_topk,
+        kv_lora_rank=model.kv_lora_rank,
+        qk_rope=model.qk_rope_head_dim,
+        qk_nope=model.qk_nope_head_dim,
+        v_head=model.v_head_dim,
+    )
+    return FormPolicy(config.attention, model.index_topk, break_even)
 
 
 def _dtype(config: EngineConfig, device: torch.device) -> torch.dtype:

@@ -95,6 +95,12 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     """The memory equation: what -> bytes."""
     device: str
     dtype: str
+    max_queued_requests: int = 1024
+    """Sequences that may wait; with the next, what admission holds requests to."""
+    max_queued_tokens: int = 2**20
+    """Prompt tokens that may wait to be computed."""
+    pre_warms: bool = True
+    """Whether TurnEnded.next_prefix is of any use."""
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
@@ -164,6 +170,11 @@ class Snapshot(msgspec.Struct, frozen=True, tag=True):
     """Computed since the start for messages that had not come yet."""
     pre_warms: int = 0
     """Forms of answered turns that wait for an idle step, or are in work."""
+    pre_warm_hit_tokens: int = 0
+    """Of pre_warmed_tokens, those that a prompt has found."""
+    submits: int = 0
+    """Submit messages taken in since the start, the refused ones too; those sent later are not in
+    these numbers."""
 
 
 ToEngine = Submit | Stop | Abort | TurnEnded | Shutdown

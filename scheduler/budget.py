@@ -68,6 +68,7 @@ class Budget:
     def __init__(self, config: SchedulerConfig, predictor: Predictor | None = None) -> None:
         self.config, self.predictor = config, predictor
         self.forms = config.forms
+        self.unscored_tokens = config.forms.unscored_tokens
         self.tokens = config.max_num_batched_tokens
         self.score_bytes = config.indexer_workspace_bytes
         self.rows = 0
@@ -120,9 +121,9 @@ class Budget:
             return count
         # The largest c with c * (start + c) scores, or the largest chunk that needs no scores.
         fitting = (isqrt(start * start + 4 * (room // SCORE_BYTES)) - start) // 2
-        fitting = min(count, max(fitting, self.forms.unscored_tokens - start))
+        fitting = min(count, max(fitting, self.unscored_tokens - start))
         return fitting if fitting > 0 else int(not self.rows)
 
     def _scores(self, start: int, count: int) -> int:
-        scored = self.forms.form(start, count) in ("mqa", "masked_mha")
-        return count * (start + count) * SCORE_BYTES if scored else 0
+        context = start + count
+        return count * context * SCORE_BYTES if context > self.unscored_tokens else 0

@@ -126,16 +126,25 @@ class PagePool:
         self._page_of[key] = page
         return True
 
-    def match(self, keys: Sequence[bytes]) -> list[int]:
-        """Returns the pages of the leading identities that are known."""
-        find = self._page_of.get
-        pages: list[int] = []
-        for key in keys:
-            page = find(key)
-            if page is None:
-                break
-            pages.append(page)
-        return pages
+    def count_known(self, keys: Sequence[bytes], limit: int) -> int:
+        """Returns how many of the first `limit` identities of a chain are known, in O(log limit):
+        whoever is known has a known predecessor."""
+        known = self._page_of
+        low, high = 0, limit
+        if limit and keys[limit - 1] in known:
+            return limit
+        while low < high:
+            middle = (low + high) // 2
+            if keys[middle] in known:
+                low = middle + 1
+            else:
+                high = middle
+        return low
+
+    def match(self, keys: Sequence[bytes], limit: int | None = None) -> list[int]:
+        """Returns the pages of a chain's leading identities that are known, `limit` at most."""
+        count = self.count_known(keys, len(keys) if limit is None else min(limit, len(keys)))
+        return list(map(self._page_of.__getitem__, keys[:count]))
 
     def knows(self, key: bytes) -> bool:
         """Whether a page with this identity is in the pool."""
@@ -147,9 +156,19 @@ class PagePool:
         return page is not None and self._references[page] == 0
 
     def count_idle(self, pages: Sequence[int]) -> int:
-        """How many of these pages with identities are idle."""
+        """How many of a chain's leading pages are idle, in O(log pages): those behind a live one's
+        predecessors, all of which are live."""
         references = self._references
-        return [references[page] for page in pages].count(0)
+        low, high = 0, len(pages)
+        if not high or references[pages[-1]]:
+            return 0
+        while low < high:
+            middle = (low + high) // 2
+            if references[pages[middle]]:
+                low = middle + 1
+            else:
+                high = middle
+        return len(pages) - low
 
     def share(self, key: bytes) -> int:
         """Returns the page with this identity, one reference richer, live again if it was idle.
@@ -161,19 +180,24 @@ class PagePool:
         return page
 
     def hold(self, pages: Sequence[int]) -> None:
-        """Adds a reference to each of these pages with identities; idle ones are live again."""
-        references, children, classes = self._references, self._children, self._class
-        revived = [0] * len(EVICTION_ORDER)
-        for page in pages:
-            held = references[page]
-            references[page] = held + 1
-            if not held:
-                revived[classes[page]] += 1
-                if not children[page]:
-                    self._grid.remove(page)
-        for kind, count in enumerate(revived):
-            self._idle[kind] -= count
-        self._live += sum(revived)
+        """Adds a reference to each of a chain's leading pages; idle ones are live again."""
+        references = self._references
+        idle = self.count_idle(pages)
+        live = len(pages) - idle
+        for page in pages[:live]:
+            references[page] += 1
+        if not idle:
+            return
+        revived = pages[live:]
+        for page in revived:
+            references[page] = 1
+        # Only the last can be without a cached page after it, and so be listed.
+        if not self._children[revived[-1]]:
+            self._grid.remove(revived[-1])
+        kinds = bytes(map(self._class.__getitem__, revived))
+        for kind in range(len(EVICTION_ORDER)):
+            self._idle[kind] -= kinds.count(kind)
+        self._live += idle
 
     def release(self, page: int, idle_class: IdleClass = "stable") -> None:
         """Takes one reference of one page back; see `release_chain`."""
@@ -186,20 +210,31 @@ class PagePool:
         Raises ValueError when a page is not live.
         """
         references, keys, free = self._references, self._keys, self._free
+        classes, positions, children = self._class, self._positions, self._children
         kind = _KIND[idle_class]
-        self._grid.use(len(pages))
+        grid, idle, freed = self._grid, 0, 0
+        grid.use(len(pages))
+        credits, credit = grid.credits, grid.credit
         for page in reversed(pages):
             count = references[page] - 1
             if count < 0:
-                raise ValueError(f"page {page} is not live")
+                break
             references[page] = count
             if count:
                 continue
-            self._live -= 1
             if keys[page] is None:
+                freed += 1
                 free.append(page)
-            else:
-                self._lay(page, kind)
+                continue
+            idle += 1
+            classes[page] = kind
+            credits[page] = credit(positions[page])
+            if not children[page]:
+                grid.add(page, kind, positions[page])
+        self._live -= idle + freed
+        self._idle[kind] += idle
+        if pages and count < 0:
+            raise ValueError(f"page {page} is not live")
 
     def reclassify(
         self, keys: Sequence[bytes], idle_class: IdleClass, was: IdleClass | None = None
@@ -208,27 +243,22 @@ class PagePool:
 
         Those that are live or unknown stay as they are; with `was`, those of other classes too.
         """
-        kind = _KIND[idle_class]
-        self._grid.use(len(keys))
+        kind, grid = _KIND[idle_class], self._grid
+        grid.use(len(keys))
         for key in reversed(keys):
             page = self._page_of.get(key)
             if page is None or self._references[page]:
                 continue
             if was is not None and self._class[page] != _KIND[was]:
                 continue
-            if page in self._grid:
-                self._grid.remove(page)
+            if page in grid:
+                grid.remove(page)
             self._idle[self._class[page]] -= 1
-            self._lay(page, kind)
-
-    def _lay(self, page: int, kind: int) -> None:
-        """Makes a page idle."""
-        grid = self._grid
-        self._class[page] = kind
-        self._idle[kind] += 1
-        grid.credits[page] = grid.credit(self._positions[page])
-        if not self._children[page]:
-            grid.add(page, kind, self._positions[page])
+            self._idle[kind] += 1
+            self._class[page] = kind
+            grid.credits[page] = grid.credit(self._positions[page])
+            if not self._children[page]:
+                grid.add(page, kind, self._positions[page])
 
     def _forget_idle(self, page: int, successor: int) -> None:
         """Frees an idle page whose identity, and whose children, another page takes over."""
@@ -245,7 +275,7 @@ class PagePool:
         pages_of, children, references = self._page_of, self._children, self._references
         classes, idle, free = self._class, self._idle, self._free
         credits = grid.credits
-        evicted = [0] * len(EVICTION_ORDER)
+        idle_before = list(idle)
         page = -1
         for _ in range(count):
             if page < 0:
@@ -255,20 +285,20 @@ class PagePool:
             del pages_of[key]
             keys[page] = parents[page] = None
             idle[kind] -= 1
-            evicted[kind] += 1
             free.append(page)
-            page = -1
+            evicted, page = page, -1
             if parent is None or (before := pages_of.get(parent)) is None:
                 continue
-            children[before] -= 1
-            if children[before] or references[before]:
+            left = children[before] - 1
+            children[before] = left
+            if left or references[before]:
                 continue
             # The page before it is the end of its chain now. Used no later, it goes next.
-            if classes[before] == kind and credits[before] <= credits[free[-1]]:
+            if classes[before] == kind and credits[before] <= credits[evicted]:
                 page = before
             else:
                 grid.add(before, classes[before], self._positions[before])
         if page >= 0:
             grid.add_next(page, classes[page], self._positions[page])
         for name, place in _KIND.items():
-            self.evictions[name] += evicted[place]
+            self.evictions[name] += idle_before[place] - idle[place]

@@ -48,7 +48,7 @@ class PlannedStep:
         """Plans a prefill row."""
         start = sequence.computed_tokens
         self.budget.spend(start, count)
-        ends = samples and start + count == len(sequence.token_ids)
+        ends = samples and start + count == sequence.known_tokens
         form = self.budget.forms.form(start, count)
         row = Row(sequence.slot, start, count, "last" if ends else "none", form)
         self.prefills.append((sequence, row))
@@ -164,7 +164,7 @@ class StepPlanner:
                 if only_floor:
                     return
             start = sequence.computed_tokens
-            count = step.budget.fit(start, min(longest, len(sequence.token_ids) - start))
+            count = step.budget.fit(start, min(longest, sequence.known_tokens - start))
             if count:
                 step.add(sequence, count)
                 if only_floor:
@@ -185,10 +185,10 @@ class StepPlanner:
             sequence = self.waiting.head()
             if sequence is None:
                 return False
-            known = len(sequence.token_ids)
+            known = sequence.known_tokens
             # One token at least is left to compute: its logits start the answer.
             limit = (known - 1) // size
-            found = pool.match(sequence.keys[:limit])
+            found = pool.match(sequence.keys, limit)
             if self.leaders.park(sequence, len(found), limit):
                 continue
             missing = -(-known // size) - len(found)
@@ -203,6 +203,7 @@ class StepPlanner:
             if sequence.cached_tokens is None:
                 sequence.cached_tokens = start
                 running.service.charge(sequence.tenant, prompt_tokens=known - start)
+                self.pre_warmer.found(sequence.keys, len(found))
             self.backlog.set(sequence, sequence.prompt_tokens - start)
             step.add(sequence, count)
             return True
@@ -234,7 +235,7 @@ class StepPlanner:
         sequence = warmer.active
         assert sequence is not None
         start = sequence.computed_tokens
-        count = step.budget.fit(start, len(sequence.token_ids) - start, spare_time_only=True)
+        count = step.budget.fit(start, sequence.known_tokens - start, spare_time_only=True)
         if count:
             step.add(sequence, count, samples=False)
 

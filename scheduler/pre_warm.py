@@ -12,11 +12,13 @@ from collections import deque
 from typing import NamedTuple
 
 from scheduler.pages import PagePool
-from scheduler.prefix import prefix_keys
+from scheduler.prefix import prefix_keys, shared_pages
 from scheduler.request import Sampling, Sequence
 
 NOTHING = Sampling(max_tokens=0)
 """A pre-warmed sequence samples no token."""
+REMEMBERED = 16
+"""Times the limit: computed forms whose first hit is still to be counted."""
 
 
 class _Form(NamedTuple):
@@ -36,8 +38,15 @@ class PreWarmer:
         self.active: Sequence | None = None
         self.computed_tokens = 0
         """In all, for metrics."""
+        self.hit_tokens = 0
+        """Those of them that a prompt has found; each counts once."""
         self._pending: deque[_Form] = deque()
         self._active_form: _Form | None = None
+        self._active_from_pages = 0
+        """Leading pages of the active form that were in the cache when it began."""
+        self._warm: dict[bytes, tuple[int, list[bytes]]] = {}
+        """Identity of the first page that a form computed -> its place, and all identities up to
+        the last page it computed. Until a prompt finds it."""
 
     def __len__(self) -> int:
         return len(self._pending) + (self.active is not None)
@@ -79,17 +88,37 @@ class PreWarmer:
             pool.hold(found)
             sequence.pages = found + pool.allocate(missing)
             sequence.computed_tokens = len(found) * size
-            sequence.published_pages = len(found)
+            sequence.published_pages = self._active_from_pages = len(found)
             self.active, self._active_form = sequence, form
             return sequence
         return None
 
     def finish(self) -> None:
         """The active form is computed."""
+        self._remember()
         self.active = self._active_form = None
 
     def put_back(self) -> None:
         """The active form is given up for now; it is the first to be taken up again."""
         assert self._active_form is not None
+        self._remember()
         self._pending.appendleft(self._active_form)
         self.active = self._active_form = None
+
+    def found(self, keys: list[bytes], pages: int) -> None:
+        """Counts what a prompt with these identities, whose first `pages` it found, owes to us."""
+        if not self._warm or self._warm.keys().isdisjoint(keys[:pages]):
+            return
+        for key in keys[:pages]:
+            if (warm := self._warm.pop(key, None)) is not None:
+                place, computed = warm
+                shared = min(shared_pages(computed, keys), pages)
+                self.hit_tokens += (shared - place) * self.page_tokens
+
+    def _remember(self) -> None:
+        """Notes which pages of the active form are there now and were not when it began."""
+        sequence, first = self.active, self._active_from_pages
+        if sequence is not None and sequence.published_pages > first:
+            self._warm[sequence.keys[first]] = first, sequence.keys[: sequence.published_pages]
+            if len(self._warm) > REMEMBERED * self.limit:
+                del self._warm[next(iter(self._warm))]

@@ -28,15 +28,15 @@ def root_key(boot_secret: bytes, weight_version: str, tenant: str, cache_salt: s
 def extend_keys(
     keys: list[bytes], root: bytes, token_ids: Sequence[int], tokens: int, page_tokens: int
 ) -> None:
-    """Appends the keys of pages that `tokens` tokens fill completely and `keys` lacks."""
-    first = len(keys)
-    last = tokens // page_tokens
-    if last <= first:
+    """Appends the keys of the pages that follow `keys` and that the first `tokens` of `token_ids`
+    fill completely; `token_ids` starts where `keys` ends."""
+    pages = tokens // page_tokens
+    if pages <= 0:
         return
-    ids = memoryview(array("I", token_ids[first * page_tokens : last * page_tokens])).cast("B")
+    ids = memoryview(array("I", token_ids[: pages * page_tokens])).cast("B")
     width = page_tokens * array("I").itemsize
     key = keys[-1] if keys else root
-    for start in range(0, (last - first) * width, width):
+    for start in range(0, pages * width, width):
         digest = blake2b(key, digest_size=KEY_BYTES)
         digest.update(ids[start : start + width])
         key = digest.digest()

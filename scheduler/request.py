@@ -53,9 +53,10 @@ class Sequence:
         "charged_tokens",
         "choice",
         "computed_tokens",
-        "end_tokens",
         "full_tokens",
         "keys",
+        "output_ids",
+        "output_limit",
         "pages",
         "priority",
         "prompt_ids",
@@ -67,7 +68,6 @@ class Sequence:
         "slot",
         "stop_tokens",
         "tenant",
-        "token_ids",
         "waiting",
     )
 
@@ -90,15 +90,15 @@ class Sequence:
         self.choice = choice
         self.prompt_ids = token_ids
         """Shared with whoever gave it; never changed."""
-        self.token_ids = list(token_ids)
-        """Prompt and generated tokens; the last generated one may not be in the cache yet."""
+        self.output_ids: list[int] = []
+        """Generated tokens; the last one may not be in the cache yet."""
         self.prompt_tokens = len(token_ids)
         self.computed_tokens = 0
         """Tokens whose latent and index key are in the cache, from the start."""
         self.sampling = sampling
         self.stop_tokens = stop_tokens
-        self.end_tokens = end_tokens
-        """Length at which it ends whatever it says."""
+        self.output_limit = end_tokens - len(token_ids)
+        """Generated tokens after which it ends whatever it says."""
         self.pages: list[int] = []
         self.capacity_tokens = 0
         """Tokens that its pages hold."""
@@ -113,7 +113,7 @@ class Sequence:
         self.backlog_tokens = 0
         """Prompt tokens it still has to compute, as far as is known."""
         self.charged_tokens = 0
-        """Length up to which its tenant was charged for generated tokens."""
+        """Generated tokens that its tenant was charged for."""
         self.root_key = root_key
         self.slot = -1
         """Row in the engine's mirrors while running, else -1."""
@@ -123,8 +123,24 @@ class Sequence:
         self.arrival = arrival
 
     @property
+    def token_ids(self) -> list[int]:
+        """A copy of all known tokens: prompt and generated ones."""
+        return self.prompt_ids + self.output_ids
+
+    @property
     def generated_tokens(self) -> int:
-        return len(self.token_ids) - self.prompt_tokens
+        return len(self.output_ids)
+
+    @property
+    def known_tokens(self) -> int:
+        return self.prompt_tokens + len(self.output_ids)
+
+    def tokens_from(self, start: int) -> list[int]:
+        """Returns the known tokens from a position on, without a look at those before."""
+        prompt_tokens = self.prompt_tokens
+        if start >= prompt_tokens:
+            return self.output_ids[start - prompt_tokens :]
+        return self.prompt_ids[start:] + self.output_ids
 
     @property
     def rank(self) -> tuple[int, int]:

@@ -44,7 +44,7 @@ class RunningSet:
         Raises OutOfPages when there are not enough; then nothing changes.
         """
         size = self.config.page_tokens
-        pages = -(-len(sequence.token_ids) // size)
+        pages = -(-sequence.known_tokens // size)
         self.pool.hold(found)
         sequence.pages = found + self.pool.allocate(pages - len(found))
         sequence.computed_tokens = len(found) * size
@@ -65,7 +65,7 @@ class RunningSet:
             sequence.slot,
             sequence.request_id,
             sequence.choice,
-            list(sequence.token_ids) if sequence.generated_tokens else sequence.prompt_ids,
+            sequence.token_ids if sequence.output_ids else sequence.prompt_ids,
             sequence.prompt_tokens,
             sequence.sampling,
             list(sequence.pages),
@@ -96,7 +96,10 @@ class RunningSet:
         if not self.config.prefix_caching or full == published:
             return
         keys, pages, publish = sequence.keys, sequence.pages, self.pool.publish
-        extend_keys(keys, sequence.root_key, sequence.token_ids, computed, size)
+        if len(keys) < full:
+            start = len(keys) * size
+            new = sequence.tokens_from(start)
+            extend_keys(keys, sequence.root_key, new, computed - start, size)
         for place in range(published, full):
             if not publish(pages[place], keys[place], keys[place - 1] if place else None, place):
                 # Somebody else lives on the same page. What follows could not be reached through
@@ -110,11 +113,11 @@ class RunningSet:
 
     def charge_output(self, sequence: Sequence) -> None:
         """Charges the tenant for tokens generated since the last time."""
-        charged = max(sequence.prompt_tokens, sequence.charged_tokens)
-        if len(sequence.token_ids) > charged:
-            tokens = len(sequence.token_ids) - charged
+        generated = len(sequence.output_ids)
+        if generated > sequence.charged_tokens:
+            tokens = generated - sequence.charged_tokens
             self.service.charge(sequence.tenant, output_tokens=tokens)
-            sequence.charged_tokens = len(sequence.token_ids)
+            sequence.charged_tokens = generated
 
     def release(self, sequence: Sequence, keep: int | None = None) -> None:
         """Takes slot and pages back; pages after the first `keep` hold nothing worth keeping."""

@@ -26,6 +26,8 @@ from scheduler.request import FinishReason, Sampling, Sequence
 from scheduler.running import RunningSet
 from scheduler.turns import EndedTurns, Why
 
+REMEMBERED_ROOTS = 4096
+
 
 class Scheduler:
     """Queue, pages and running set of one replica. Pure: no clock, no tensors, no sockets.
@@ -75,6 +77,14 @@ class Scheduler:
         self._step = PlannedStep(Budget(config))
         self._steps = 0
         self._arrivals = 0
+        self._eos = frozenset(config.eos_token_ids)
+        self._limits = Limits(
+            max_model_len=config.max_model_len,
+            max_queued_requests=config.max_queued_requests,
+            max_queued_tokens=0,
+        )
+        self._roots: dict[tuple[str, str], bytes] = {}
+        """Parent of first pages by tenant and salt; other threads look it up too."""
 
     @property
     def running(self) -> list[Sequence]:
@@ -125,12 +135,7 @@ class Scheduler:
         config, size = self.config, self.config.page_tokens
         if request_id in self._requests:
             return Refusal(400, "duplicate_request_id", f"request id {request_id!r} is running")
-        limits = Limits(
-            max_model_len=config.max_model_len,
-            max_queued_requests=config.max_queued_requests,
-            max_queued_tokens=0,
-        )
-        never = never_fits(limits, Sizes(prompt_tokens=len(token_ids), n=n))
+        never = never_fits(self._limits, Sizes(prompt_tokens=len(token_ids), n=n))
         if never is not None:
             return never
         if len(self.waiting) + n > config.max_queued_requests:
@@ -145,9 +150,9 @@ class Scheduler:
             keys = self.prompt_keys(token_ids, tenant, cache_salt)
         stop_tokens = frozenset(sampling.stop_token_ids)
         if not sampling.ignore_eos:
-            stop_tokens |= frozenset(config.eos_token_ids)
+            stop_tokens |= self._eos
         shared_pages = min(len(keys), (len(token_ids) - 1) // size)
-        cached_tokens = len(self.pool.match(keys[:shared_pages])) * size
+        cached_tokens = self.pool.count_known(keys, shared_pages) * size
         for choice in range(n):
             sequence = Sequence(
                 request_id,
@@ -176,8 +181,8 @@ class Scheduler:
         """
         for sequence in self._requests.get(request_id, ()):
             if sequence.choice == choice:
+                del sequence.output_ids[max(0, at_token) :]
                 kept = sequence.prompt_tokens + max(0, at_token)
-                del sequence.token_ids[kept:]
                 sequence.computed_tokens = min(sequence.computed_tokens, kept)
         return self._end_early(request_id, "stop", choice)
 
@@ -237,9 +242,9 @@ class Scheduler:
             sequence.computed_tokens = computed
             if computed == sequence.full_tokens:
                 self._running.page_full(sequence)
-            known = sequence.token_ids
-            known.append(token)
-            if token in sequence.stop_tokens or len(known) >= sequence.end_tokens:
+            output = sequence.output_ids
+            output.append(token)
+            if token in sequence.stop_tokens or len(output) >= sequence.output_limit:
                 news.append(self._finish(sequence, token, logprob))
             else:
                 own = None if logprob is None else [logprob]
@@ -261,10 +266,10 @@ class Scheduler:
     def _first_token(self, sequence: Sequence, token: int, logprob: TokenLogprobs | None) -> Choice:
         """The known tokens of a sequence are computed; it has its first new token."""
         self._running.decode(sequence)
-        sequence.token_ids.append(token)
-        first = sequence.generated_tokens == 1
-        cached_tokens = sequence.cached_tokens if first else None
-        if token in sequence.stop_tokens or len(sequence.token_ids) >= sequence.end_tokens:
+        output = sequence.output_ids
+        output.append(token)
+        cached_tokens = sequence.cached_tokens if len(output) == 1 else None
+        if token in sequence.stop_tokens or len(output) >= sequence.output_limit:
             choice = self._finish(sequence, token, logprob)
             return msgspec.structs.replace(choice, cached_tokens=cached_tokens)
         own = None if logprob is None else [logprob]
@@ -305,10 +310,16 @@ class Scheduler:
 
     def _pre_warmed(self, sequence: Sequence, count: int) -> None:
         self.pre_warmer.computed_tokens += count
-        if sequence.computed_tokens == len(sequence.token_ids):
+        if sequence.computed_tokens == sequence.prompt_tokens:
             self.pre_warmer.finish()
             self._running.release(sequence)
 
     def _root(self, tenant: str, cache_salt: str) -> bytes:
-        config = self.config
-        return root_key(config.boot_secret, config.weight_version, tenant, cache_salt)
+        root = self._roots.get((tenant, cache_salt))
+        if root is None:
+            config = self.config
+            root = root_key(config.boot_secret, config.weight_version, tenant, cache_salt)
+            if len(self._roots) >= REMEMBERED_ROOTS:
+                self._roots.clear()
+            self._roots[tenant, cache_salt] = root
+        return root

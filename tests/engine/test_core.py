@@ -260,5 +260,18 @@ def test_the_form_of_the_next_turn_is_warm_when_its_message_comes() -> None:
     assert talk.core.snapshot().pre_warms == 1 and scheduler.has_work
     while scheduler.has_work:
         talk.core._step()
-    assert talk.core.snapshot().pre_warmed_tokens == 128, "the first page was there"
+    last = talk.core.snapshot()
+    assert last.pre_warmed_tokens == 128, "the first page was there"
+    assert (last.pre_warms, last.pre_warm_hit_tokens, last.live_pages) == (0, 0, 0)
+    talk.open.add(("b", 0))
     assert scheduler.submit("b", [*dropped, *prompt_of(9)], SHORT) == 192
+    while scheduler.has_work:
+        talk.core._step()
+    assert talk.core.snapshot().pre_warm_hit_tokens == 128
+
+
+def test_snapshots_say_which_submits_they_have_seen() -> None:
+    talk = Conversation(max_queued_requests=1)
+    talk.inbox.put(Submit("too long", prompt_of(64 * 32), SHORT))
+    talk.run(Submit("a", prompt_of(9), SHORT))
+    assert talk.core.snapshot().submits == 2, "the refused one too"

@@ -104,7 +104,16 @@ def test_an_interrupted_generate_leaves_nothing_behind(
     with pytest.raises(KeyboardInterrupt):
         model.generate([[9, 9, 9], [8, 8]], GREEDY)
     monkeypatch.undo()
+    assert model._scheduler.predictor is model.replica.scheduler.predictor, "what it has learned"
     assert model.generate([[7, 8, 9]], GREEDY)[0].token_ids == expected
+
+
+def test_steps_are_bounded_by_time_only_when_asked(checkpoint: Path) -> None:
+    assert llm(checkpoint)._scheduler.config.inter_token_target_s is None
+    timed = llm(checkpoint, inter_token_target_s=0.05)
+    assert timed._scheduler.config.inter_token_target_s == 0.05
+    timed.generate([[7, 8, 9]], GREEDY)
+    assert timed._scheduler.predictor is not None
 
 
 def test_unknown_settings_are_refused(checkpoint: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from cost_model.predictor import StepPredictor
 from engine import loading
 from engine.config import ConfigError, EngineConfig
 from engine.loading import Replica, load_replica
@@ -49,6 +50,53 @@ def test_ready_describes_the_replica_and_its_memory(checkpoint: Path) -> None:
     own = [w for n, w in load_file(checkpoint / "model.safetensors").items() if n not in SHARED]
     assert ready.memory["weights"] == sum(4 * weight.numel() for weight in own)
     assert len(generate(replica, [5, 6, 7], 4)) == 4
+
+
+def test_settings_of_the_scheduler_reach_it(checkpoint: Path) -> None:
+    settings: dict[str, Any] = {
+        "inter_token_target_s": 0.25,
+        "prefill_floor_tokens": 7,
+        "awaited_s": 3.0,
+        "awaited_share": 0.1,
+        "cost_doubling_tokens": 9000,
+        "max_pre_warms": 3,
+        "max_queued_requests": 5,
+    }
+    replica = load(checkpoint, max_queued_tokens=77, **settings)
+    found = replica.scheduler.config
+    assert {name: getattr(found, name) for name in settings} == settings
+    assert (replica.ready.max_queued_requests, replica.ready.max_queued_tokens) == (5, 77)
+    assert replica.ready.pre_warms
+    for off in ({"max_pre_warms": 0}, {"enable_prefix_caching": False}):
+        assert not load(checkpoint, **off).ready.pre_warms
+
+
+def test_the_predictor_learns_from_the_steps_that_run(checkpoint: Path) -> None:
+    replica = load(checkpoint)
+    predictor = replica.scheduler.predictor
+    assert isinstance(predictor, StepPredictor)
+    generate(replica, [5, 6, 7], 4)
+    assert (predictor.error.prefill.steps, predictor.error.decode.steps) == (1, 3)
+    without = load(checkpoint, inter_token_target_s=0)
+    assert without.scheduler.config.inter_token_target_s is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"inter_token_target_s": -0.1}, "--inter-token-target-s is -0.1"),
+        ({"inter_token_target_s": float("nan")}, "--inter-token-target-s is nan"),
+        ({"prefill_floor_tokens": 0}, "--prefill-floor-tokens is 0; it must be at least 1"),
+        ({"max_queued_tokens": 0}, "--max-queued-tokens is 0; it must be at least 1"),
+        ({"awaited_s": -1.0}, "--awaited-s is -1.0; it must be at least 0"),
+        ({"awaited_share": 1.5}, r"--awaited-share is 1.5; it must be in \[0, 1\]"),
+        ({"cost_doubling_tokens": -1}, "--cost-doubling-tokens is -1"),
+        ({"max_pre_warms": -1}, "--max-pre-warms is -1"),
+    ],
+)
+def test_settings_out_of_range_are_named(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        EngineConfig(**settings)
 
 
 def test_the_end_of_sequence_comes_from_the_checkpoint(checkpoint: Path) -> None:

@@ -38,6 +38,22 @@ def test_the_next_message_finds_its_prefix() -> None:
     assert replica.submit("b", [*FORM, 3, 3, 3]) == 12
 
 
+def test_hits_count_what_was_computed_once() -> None:
+    replica = Replica()
+    answered(replica)
+    warmer = replica.scheduler.pre_warmer
+    replica.finish()
+    replica.submit("other", [*FORM[:4], 9, 9, 9, 9, 9], ONE)
+    replica.finish()
+    assert warmer.hit_tokens == 0, "the page it found was there before"
+    replica.submit("branch", [*FORM[:8], 9, 9, 9, 9, 9], ONE)
+    replica.finish()
+    assert (warmer.computed_tokens, warmer.hit_tokens) == (8, 4)
+    replica.submit("b", [*FORM, 3, 3, 3], ONE)
+    replica.finish()
+    assert warmer.hit_tokens == 4, "a form that was found is not counted again"
+
+
 def test_without_it_only_the_part_before_the_flip_is_found() -> None:
     replica = Replica(max_pre_warms=0)
     answered(replica)

@@ -33,7 +33,8 @@ def test_pages_are_equal_exactly_as_far_as_the_tokens_are(one: list[int], other:
 def test_keys_grow_the_same_in_any_chunks(tokens: list[int], stops: list[int]) -> None:
     keys: list[bytes] = []
     for stop in (*sorted(stops), len(tokens)):
-        extend_keys(keys, ROOT, tokens, min(stop, len(tokens)), PAGE)
+        start = len(keys) * PAGE
+        extend_keys(keys, ROOT, tokens[start:], min(stop, len(tokens)) - start, PAGE)
     assert keys == keys_of(tokens)
 
 

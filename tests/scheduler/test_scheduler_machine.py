@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -80,6 +80,11 @@ class Traffic(RuleBasedStateMachine):
         self.ended: list[tuple[str, int]] = []
         self.log: list[tuple[Callable[[Scheduler], Any], Any]] = []
         self.submitted = 0
+        self.prompts: dict[str, list[int]] = {}
+        self.hows: dict[str, dict[str, Any]] = {}
+        """Request id -> tenant and salt."""
+        self.said: defaultdict[tuple[str, int], list[int]] = defaultdict(list)
+        """Generated tokens."""
         self.now_s = 0.0
         self.steps_without_row: Counter[tuple[str, int]] = Counter()
         self.steps_without_prefill = 0
@@ -113,21 +118,27 @@ class Traffic(RuleBasedStateMachine):
         max_tokens: int,
         ignore_eos: bool,
     ) -> None:
-        prompt = BASE[:shared] + tail
+        how = {"tenant": owner[0], "cache_salt": owner[1]}
+        sampling = Sampling(max_tokens=max_tokens, ignore_eos=ignore_eos)
+        self.ask(BASE[:shared] + tail, sampling, how, n=n, priority=priority)
+
+    def ask(
+        self,
+        prompt: list[int],
+        sampling: Sampling,
+        how: dict[str, Any],
+        *,
+        n: int = 1,
+        priority: int = 0,
+    ) -> None:
         request_id = f"r{self.submitted}"
         self.submitted += 1
-        sampling = Sampling(max_tokens=max_tokens, ignore_eos=ignore_eos)
         room = self.config.max_queued_requests - len(self.scheduler.waiting)
-        self.runner.owners[request_id] = repr(owner)
+        self.runner.owners[request_id] = repr(how)
+        self.prompts[request_id], self.hows[request_id] = prompt, how
         answer = self.do(
             lambda scheduler: scheduler.submit(
-                request_id,
-                list(prompt),
-                sampling,
-                n=n,
-                priority=priority,
-                tenant=owner[0],
-                cache_salt=owner[1],
+                request_id, list(prompt), sampling, n=n, priority=priority, **how
             )
         )
         fits = 1 <= len(prompt) < self.config.max_model_len
@@ -196,6 +207,38 @@ class Traffic(RuleBasedStateMachine):
         limit = int(self.config.awaited_share * self.config.total_pages)
         if why == "tool_calls":
             assert self.scheduler.pool.idle_of("awaited") <= limit
+
+    @precondition(lambda self: self.ended)
+    @rule(data=st.data(), result=st.lists(st.integers(2, 6), min_size=1, max_size=6))
+    def a_tool_result_comes(self, data: st.DataObject, result: list[int]) -> None:
+        """The whole turn is the prefix of the next prompt, whether its end was told or not."""
+        name = data.draw(st.sampled_from(self.ended))
+        told, now_s = data.draw(st.booleans()), self.now_s
+        if told:
+            self.do(lambda s: s.turn_ended(*name, "tool_calls", None, now_s=now_s))
+        prompt = self.prompts[name[0]] + self.said[name] + result
+        self.ask(prompt, Sampling(max_tokens=4), self.hows[name[0]])
+
+    @precondition(lambda self: self.ended)
+    @rule(
+        data=st.data(),
+        answer=st.lists(st.integers(2, 6), max_size=9),
+        message=st.lists(st.integers(2, 6), min_size=1, max_size=3),
+        steps=st.integers(0, 3),
+    )
+    def a_user_message_comes(
+        self, data: st.DataObject, answer: list[int], message: list[int], steps: int
+    ) -> None:
+        """The turn is rendered anew from its flip point on, and may be warm by then."""
+        name = data.draw(st.sampled_from(self.ended))
+        prompt, now_s = self.prompts[name[0]], self.now_s
+        flip = data.draw(st.integers(1, len(prompt)))
+        form = prompt[:flip] + answer
+        self.do(lambda s: s.turn_ended(*name, "answer", flip, next_prefix=form, now_s=now_s))
+        for _ in range(steps):
+            if self.scheduler.has_work:
+                self.step()
+        self.ask(form + message, Sampling(max_tokens=4), self.hows[name[0]])
 
     @rule(seconds=st.floats(0.0, 6.0))
     def time_passes(self, seconds: float) -> None:
@@ -279,6 +322,10 @@ class Traffic(RuleBasedStateMachine):
             name = (choice.request_id, choice.choice)
             sampling = self.open[name]  # KeyError: something came after the terminal event
             self.generated[name] += len(choice.token_ids)
+            self.said[name] += choice.token_ids
+            if choice.cached_tokens is not None:
+                assert choice.cached_tokens % PAGE_TOKENS == 0
+                assert choice.cached_tokens < len(self.prompts[name[0]])
             assert self.generated[name] <= sampling.max_tokens
             if choice.token_ids == [1] and not sampling.ignore_eos:
                 assert choice.finish == "stop" and choice.stop_token == 1
@@ -303,6 +350,13 @@ class Traffic(RuleBasedStateMachine):
         assert len(running) <= self.config.max_num_seqs
         slots = [sequence.slot for sequence in running]
         assert len(set(slots)) == len(slots) and all(slot >= 0 for slot in slots)
+
+    @invariant()
+    def nobody_found_what_was_not_warmed(self) -> None:
+        warmer = self.scheduler.pre_warmer
+        assert 0 <= warmer.hit_tokens <= warmer.computed_tokens
+        assert warmer.hit_tokens % PAGE_TOKENS == 0
+        assert len(warmer) <= self.config.max_pre_warms + 1
 
     @invariant()
     def everybody_is_somewhere(self) -> None:
@@ -342,4 +396,4 @@ class Traffic(RuleBasedStateMachine):
 
 
 TestTraffic = Traffic.TestCase
-TestTraffic.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
+TestTraffic.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
