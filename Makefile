@@ -21,10 +21,10 @@ HAS_NVIDIA := $(shell command -v nvidia-smi)
 # The environment variable, unlike -c, also holds the packages that build ours.
 PIP := PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --disable-pip-version-check --quiet
 
-.PHONY: help serve test check gpu format clean
+.PHONY: help serve test check gpu bench kernels-report format clean
 
 help: ## Show this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
 serve: $(VENV)/.serve ## Serve the embedded checkpoint on PORT (8000); further flags in ARGS
 	@exec $(BIN)/winnow serve --port $(PORT) $(ARGS)
@@ -40,6 +40,12 @@ check: $(VENV)/.test ## The slower tests: a clean clone that serves, the whole w
 
 gpu: $(VENV)/.test ## The tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu $(ARGS)
+
+bench: $(VENV)/.test ## Measure this machine beside transformers; writes docs/benchmarks
+	$(BIN)/winnow bench all $(ARGS)
+
+kernels-report: $(VENV)/.test ## What each kernel uses of a Hopper SM, compiled without a GPU
+	@$(BIN)/python -m kernels.hopper.report $(ARGS)
 
 format: $(VENV)/.test ## Rewrite the sources in the house style
 	$(BIN)/ruff check --fix .

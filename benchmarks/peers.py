@@ -1,26 +1,31 @@
-"""Generation beside transformers: the same checkpoint, prompts and threads, parity first."""
+"""Generation beside other implementations: one checkpoint, the same prompts, parity first."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import torch
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from benchmarks.step import load, prompt
+from benchmarks.step import prompt
 from engine.checkpoint import load_weights
 from engine.loading import Replica
 from engine.model_config import ModelConfig
 from scheduler.request import Sampling
 from scheduler.scheduler import Scheduler
+
+EachStep = Callable[[list[int]], None]
+"""Called with the next token of every sequence; the first time after the prefill."""
 
 
 class ParityError(RuntimeError):
@@ -44,6 +49,83 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
         return self.batch / self.decode_step_s
 
 
+class Peer(Protocol):
+    """An implementation that generates greedily."""
+
+    who: str
+
+    def generate(self, prompts: list[list[int]], tokens: int, each_step: EachStep) -> None:
+        """Generates `tokens` tokens for each of the prompts, all of one length."""
+
+
+class Winnow:
+    """Scheduler and runner in this process, as the server's engine runs them."""
+
+    def __init__(self, who: str, replica: Replica) -> None:
+        self.who, self.replica = who, replica
+
+    def generate(self, prompts: list[list[int]], tokens: int, each_step: EachStep) -> None:
+        scheduler = Scheduler(self.replica.scheduler.config)
+        greedy = Sampling(max_tokens=tokens, temperature=0.0, ignore_eos=True)
+        for i, ids in enumerate(prompts):
+            scheduler.submit(str(i), ids, greedy)
+        answers: list[list[int]] = [[] for _ in prompts]
+        shown = 0
+        while scheduler.has_work:
+            for news in scheduler.commit(self.replica.runner.execute(scheduler.plan())):
+                answers[int(news.request_id)] += news.token_ids
+            while shown < min(map(len, answers)):
+                each_step([answer[shown] for answer in answers])
+                shown += 1
+
+
+class Transformers:
+    """transformers' `generate`, in float32."""
+
+    who = "transformers"
+
+    def __init__(self, folder: Path) -> None:
+        from transformers import AutoModelForCausalLM
+
+        self.model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        self.model.generation_config.eos_token_id = None
+
+    def generate(self, prompts: list[list[int]], tokens: int, each_step: EachStep) -> None:
+        ids = torch.tensor(prompts)
+        self.model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=tokens,
+            do_sample=False,
+            pad_token_id=0,
+            streamer=_streamer(each_step),
+        )
+
+
+def _streamer(each_step: EachStep) -> Any:
+    from transformers.generation.streamers import BaseStreamer
+
+    class Steps(BaseStreamer):
+        """Hands on every step but the first call, which brings the prompts."""
+
+        prompts = True
+
+        def put(self, value: torch.Tensor) -> None:
+            if not self.prompts:
+                each_step(value.flatten().tolist())
+            self.prompts = False
+
+        def end(self) -> None:
+            pass
+
+    return Steps()
+
+
+def llama_cpp_found() -> bool:
+    """Whether llama-cpp-python and the gguf package, which writes its files, are installed."""
+    return all(importlib.util.find_spec(name) for name in ("llama_cpp", "gguf"))
+
+
 def export_float32(folder: Path, target: Path) -> Path:
     """Writes `folder`'s checkpoint without FP8 and MTP layers, for others to read; returns it."""
     model = ModelConfig.from_folder(folder)
@@ -65,82 +147,32 @@ def export_float32(folder: Path, target: Path) -> Path:
     return target
 
 
-class Transformers:
-    """A greedy loop over transformers' forward pass with its own cache, in float32."""
-
-    who = "transformers"
-
-    def __init__(self, folder: Path) -> None:
-        from transformers import AutoModelForCausalLM
-
-        self.model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        self.model.generation_config.eos_token_id = None
-
-    @torch.inference_mode()
-    def generate(self, prompts: list[list[int]], tokens: int) -> Iterator[list[int]]:
-        """Yields every sequence's next token, step by step; the first after the prefill."""
-        ids = torch.tensor(prompts)
-        cache = None
-        for _ in range(tokens):
-            out = self.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            cache = out.past_key_values
-            ids = out.logits[:, -1].argmax(-1, keepdim=True)
-            yield ids.squeeze(1).tolist()
-
-
-class Winnow:
-    """Scheduler and runner in this process, as the server's engine runs them."""
-
-    who = "winnow"
-
-    def __init__(self, replica: Replica) -> None:
-        self.replica = replica
-
-    def generate(self, prompts: list[list[int]], tokens: int) -> Iterator[list[int]]:
-        """Yields every sequence's next token, step by step; the first after the prefill."""
-        scheduler = Scheduler(self.replica.scheduler.config)
-        greedy = Sampling(max_tokens=tokens, temperature=0.0, ignore_eos=True)
-        for i, ids in enumerate(prompts):
-            scheduler.submit(str(i), ids, greedy)
-        answers: list[list[int]] = [[] for _ in prompts]
-        for step in range(tokens):
-            while min(map(len, answers)) <= step:
-                for news in scheduler.commit(self.replica.runner.execute(scheduler.plan())):
-                    answers[int(news.request_id)] += news.token_ids
-            yield [answer[step] for answer in answers]
-        while scheduler.has_work:
-            scheduler.commit(self.replica.runner.execute(scheduler.plan()))
-
-
 def compare(
-    folder: Path,
-    exported: Path,
+    peers: list[Peer],
+    vocab_size: int,
     *,
     batches: list[int],
     prompt_tokens: list[int],
     tokens: int,
     repeats: int,
-    **settings: Any,
 ) -> list[Generation]:
-    """Returns the times of both, in turns, after their greedy tokens were found equal.
+    """Returns the times of all peers, in turns, after their greedy tokens were found equal.
 
     Sequences that another one overtakes in Winnow's prefill (a step takes as many prompt tokens
     as its budget) decode meanwhile; its prefill time is until all have their first token.
-    Raises ParityError naming the sequence and the first token that differs.
+    Raises ParityError naming the peer, the sequence and the first token that differs.
     """
-    vocab = ModelConfig.from_folder(folder).vocab_size
-    longest = max(prompt_tokens) + tokens + 1
-    replica = load(folder, sequences=max(batches), tokens=longest, **settings)
-    everyone: list[Winnow | Transformers] = [Winnow(replica), Transformers(exported)]
     found = []
     for count in prompt_tokens:
         for batch in batches:
-            prompts = [prompt(count, vocab, seed) for seed in range(batch)]
-            check_parity(*([list(who.generate(prompts, tokens)) for who in everyone]))
-            times: dict[str, list[list[float]]] = {who.who: [] for who in everyone}
+            prompts = [prompt(count, vocab_size, seed) for seed in range(batch)]
+            steps = [_steps(peer, prompts, tokens) for peer in peers]
+            for peer, theirs in zip(peers[1:], steps[1:], strict=True):
+                check_parity(steps[0], theirs, peer.who)
+            times: dict[str, list[list[float]]] = {peer.who: [] for peer in peers}
             for _ in tqdm(range(repeats), desc=f"{batch} x {count}", leave=False):
-                for who in everyone:
-                    times[who.who].append(_timed(who, prompts, tokens))
+                for peer in peers:
+                    times[peer.who].append(_timed(peer, prompts, tokens))
             for name, runs in times.items():
                 found.append(
                     Generation(
@@ -154,21 +186,23 @@ def compare(
     return found
 
 
-def check_parity(ours: list[list[int]], theirs: list[list[int]]) -> None:
+def check_parity(ours: list[list[int]], theirs: list[list[int]], who: str) -> None:
     """Raises ParityError unless two lists of steps, one token per sequence each, are equal."""
     for step, (own, other) in enumerate(zip(ours, theirs, strict=True)):
         for sequence, (mine, yours) in enumerate(zip(own, other, strict=True)):
             if mine != yours:
                 raise ParityError(
-                    f"sequence {sequence}: token {step} is {mine} here and {yours} in transformers"
+                    f"sequence {sequence}: token {step} is {mine} here and {yours} in {who}"
                 )
 
 
-def _timed(who: Winnow | Transformers, prompts: list[list[int]], tokens: int) -> list[float]:
-    times = []
-    begin = time.perf_counter()
-    for _ in who.generate(prompts, tokens):
-        now = time.perf_counter()
-        times.append(now - begin)
-        begin = now
-    return times
+def _steps(peer: Peer, prompts: list[list[int]], tokens: int) -> list[list[int]]:
+    steps: list[list[int]] = []
+    peer.generate(prompts, tokens, steps.append)
+    return steps
+
+
+def _timed(peer: Peer, prompts: list[list[int]], tokens: int) -> list[float]:
+    moments = [time.perf_counter()]
+    peer.generate(prompts, tokens, lambda _: moments.append(time.perf_counter()))
+    return [after - before for before, after in pairwise(moments)]

@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import msgspec
@@ -28,16 +29,16 @@ class Machine(msgspec.Struct, frozen=True):
     """Of this repository, with -dirty when files differ from it; empty outside a checkout."""
 
 
-def machine(packages: Sequence[str] = ("torch",)) -> Machine:
-    """Describes this machine, this process's torch threads and the installed `packages`."""
+def machine(packages: Sequence[str] = ("torch",), *, threads: int | None = None) -> Machine:
+    """Describes this machine, the torch threads (of this process) and the installed `packages`."""
     return Machine(
         processor=_processor(),
         cores=os.cpu_count() or 1,
-        threads=torch.get_num_threads(),
+        threads=torch.get_num_threads() if threads is None else threads,
         load_average=os.getloadavg()[0],
         system=platform.platform(),
         python=platform.python_version(),
-        versions={name: importlib.metadata.version(name) for name in packages},
+        versions={name: importlib.metadata.version(name) for name in packages if find_spec(name)},
         commit=_commit(),
     )
 

@@ -68,8 +68,8 @@ class Router(nn.Module):
 EXPERT_ROWS = 64
 """Each expert's tokens are padded to a multiple of this.
 
-A matrix product of a shape not seen before costs a CPU more to generate code for than to compute,
-and the experts' loads differ in every step; padded, few shapes are left.
+The CPU library generates code for every shape of a matrix product that it has not seen, and the
+experts' loads differ in every step; padded, few shapes are left.
 """
 
 
