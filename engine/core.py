@@ -8,7 +8,6 @@ while not shut down:
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
@@ -31,6 +30,7 @@ from engine.messages import (
 )
 from engine.runner import Runner
 from scheduler.admission import Backlog, until_drained_s
+from scheduler.drain import DrainRate
 from scheduler.outcome import Choice, Refusal
 from scheduler.plan import StepPlan, StepResult
 from scheduler.retention import flip_point
@@ -38,32 +38,12 @@ from scheduler.scheduler import Scheduler
 
 SNAPSHOT_INTERVAL_S = 0.25
 RATE_SMOOTHING = 0.2
-DRAIN_MEMORY_S = 5.0
 
 
 class KeyedSubmit(Submit, frozen=True, tag=True, omit_defaults=True):
     """A Submit whose prompt was hashed outside the step loop; it never travels."""
 
     keys: list[bytes] = []
-
-
-class DrainRate:
-    """Backlog tokens per second by which steps made the backlog less, over recent seconds."""
-
-    def __init__(self) -> None:
-        self._tokens = self._seconds = 0.0
-
-    @property
-    def tokens_per_s(self) -> float:
-        """0 before any backlog was seen."""
-        return max(0.0, self._tokens / self._seconds) if self._seconds else 0.0
-
-    def observe(self, before_tokens: int, after_tokens: int, seconds: float) -> None:
-        """Takes one step in, from its plan to its commit; without backlog it says nothing."""
-        if before_tokens and seconds > 0:
-            kept = math.exp(-seconds / DRAIN_MEMORY_S)
-            self._tokens = self._tokens * kept + before_tokens - after_tokens
-            self._seconds = self._seconds * kept + seconds
 
 
 class Rates:

@@ -7,7 +7,6 @@ held up to every later snapshot until it would be let in.
 
 from __future__ import annotations
 
-from math import exp
 from typing import NamedTuple
 
 from msgspec.structs import replace
@@ -16,26 +15,6 @@ from scheduler.admission import Backlog, Limits, Sizes, after, refusal
 from scheduler.outcome import Refusal
 
 SNAPSHOT_INTERVAL_S = 0.25
-DRAIN_MEMORY_S = 5.0
-
-
-class DrainRate:
-    """Backlog tokens per second by which steps made the backlog less, over recent seconds."""
-
-    def __init__(self) -> None:
-        self._tokens = self._seconds = 0.0
-
-    @property
-    def tokens_per_s(self) -> float:
-        """0 before any backlog was seen."""
-        return max(0.0, self._tokens / self._seconds) if self._seconds else 0.0
-
-    def observe(self, before_tokens: int, after_tokens: int, seconds: float) -> None:
-        """Takes one step in; without backlog it says nothing."""
-        if before_tokens and seconds > 0:
-            kept = exp(-seconds / DRAIN_MEMORY_S)
-            self._tokens = self._tokens * kept + before_tokens - after_tokens
-            self._seconds = self._seconds * kept + seconds
 
 
 class Wait(NamedTuple):

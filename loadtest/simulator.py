@@ -19,12 +19,13 @@ from pathlib import Path
 
 from cost_model.predictor import StepPredictor
 from loadtest.computed import Computed
-from loadtest.door import Door, DrainRate
+from loadtest.door import Door
 from loadtest.recording import Recorder
 from loadtest.replica import Replica, StepTimes
 from loadtest.sources import Request, Source, TurnEnd
 from loadtest.tokens import Run, token_ids
 from scheduler.admission import Backlog, Limits, Sizes
+from scheduler.drain import DrainRate
 from scheduler.outcome import Choice, Refusal
 from scheduler.plan import StepPlan, StepResult
 from scheduler.request import Sampling

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from engine.core import DrainRate, EngineCore, KeyedSubmit, Rates
+from engine.core import EngineCore, KeyedSubmit, Rates
 from engine.messages import (
     Abort,
     Accepted,
@@ -207,22 +207,6 @@ def test_rates_share_a_step_among_its_tokens() -> None:
     rates.observe(StepPlan(3, rows[:1]), StepResult(3, [5], [None], 1.0))
     assert rates.decode_tokens_per_s == pytest.approx(0.6)
     assert rates.prefill_tokens_per_s == 5.0
-
-
-def test_the_drain_rate_is_that_of_steps_with_a_backlog() -> None:
-    drain = DrainRate()
-    assert drain.tokens_per_s == 0.0
-    drain.observe(0, 0, 1.0)
-    assert drain.tokens_per_s == 0.0, "an idle step says nothing"
-    for _ in range(200):
-        drain.observe(1000, 800, 0.5)
-    assert drain.tokens_per_s == pytest.approx(400)
-    for _ in range(200):
-        drain.observe(1000, 950, 0.5)
-    assert drain.tokens_per_s == pytest.approx(100), "old steps are forgotten"
-    for _ in range(200):
-        drain.observe(1000, 1100, 0.5)
-    assert drain.tokens_per_s == 0.0, "preemption adds to the backlog"
 
 
 def test_a_prompt_hashed_outside_the_loop_finds_the_same_pages() -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from loadtest.door import Door, DrainRate, Wait
+from loadtest.door import Door, Wait
 from scheduler.admission import Backlog, Limits, Sizes
 
 LIMITS = Limits(max_model_len=10_000, max_queued_requests=100, max_queued_tokens=1000)
@@ -58,13 +58,3 @@ def test_snapshots_come_at_their_interval() -> None:
     door.update(Backlog(), 1.0)
     assert not door.is_due(1.2)
     assert door.is_due(1.25)
-
-
-def test_the_drain_rate_is_of_steps_with_backlog() -> None:
-    drain = DrainRate()
-    assert drain.tokens_per_s == 0.0
-    drain.observe(0, 0, 100.0)
-    drain.observe(1000, 900, 0.5)
-    assert drain.tokens_per_s == pytest.approx(200.0)
-    drain.observe(900, 1200, 60.0)  # more came than went
-    assert drain.tokens_per_s == 0.0
