@@ -35,6 +35,44 @@ def index_key_bytes(width: int, dtype: CacheDtype) -> int:
     return width + 4 if dtype == "fp8" else width * _DTYPES[dtype].itemsize
 
 
+def latent_rows(
+    cache: Tensor,
+    slots: Tensor,
+    latent: int,
+    rope: int,
+    dtype: torch.dtype,
+    *,
+    complete: bool = False,
+) -> Tensor:
+    """Returns the cached rows [..., C + R] at slots [...] in `dtype`; -1 reads zeros.
+
+    cache [S, row] bytes of fp8 rows, or values [S, C + R]. Zeros, because a masked row still meets
+    a weight of 0, and 0 * NaN is NaN: whatever another sequence left in a slot must not reach this
+    one. complete: no slot is -1.
+    Raises ValueError when the cache's rows have not the width of C latents and R rope values.
+    """
+    fp8 = cache.dtype == torch.uint8
+    width = latent_row_bytes(latent, rope, "fp8") if fp8 else latent + rope
+    if cache.shape[-1] != width:
+        kind = "bytes" if fp8 else "values"
+        raise ValueError(
+            f"cache rows have {cache.shape[-1]} {kind}; "
+            f"{latent} latents and {rope} rope values take {width}"
+        )
+    flat = slots.flatten()
+    if complete:
+        rows = cache.index_select(0, flat)
+    else:
+        rows = cache.index_select(0, flat.clamp_min(0)).masked_fill_((flat < 0)[:, None], 0)
+    if fp8:
+        scale_end = latent + 4 * (latent // LATENT_GROUP)
+        values = rows[:, :latent].view(torch.float8_e4m3fn)
+        scales = rows[:, latent:scale_end].contiguous().view(torch.float32)
+        ropes = rows[:, scale_end:].contiguous().view(torch.bfloat16)
+        rows = torch.cat((dequantise_groups(values, scales, dtype), ropes.to(dtype)), dim=1)
+    return rows.to(dtype).view(*slots.shape, latent + rope)
+
+
 class LatentCache:
     """Latent rows of every layer, addressed by slot.
 
@@ -78,25 +116,15 @@ class LatentCache:
         self._layers[layer].index_copy_(0, slots, row)
 
     def read(self, layer: int, slots: Tensor, *, complete: bool = False) -> Tensor:
-        """Returns the rows [..., C + R] at slots [...] in the compute dtype; -1 reads zeros.
-
-        Zeros, because a masked row still meets a weight of 0, and 0 * NaN is NaN: whatever another
-        sequence left in a slot must not reach this one. complete: no slot is -1.
-        """
-        flat = slots.flatten()
-        if complete:
-            rows = self._layers[layer].index_select(0, flat)
-        else:
-            rows = self._layers[layer].index_select(0, flat.clamp_min(0))
-            rows.masked_fill_((flat < 0)[:, None], 0)
-        if self.fp8:
-            c, scale_end = self.latent, self.latent + 4 * (self.latent // LATENT_GROUP)
-            values = rows[:, :c].view(torch.float8_e4m3fn)
-            scales = rows[:, c:scale_end].contiguous().view(torch.float32)
-            ropes = rows[:, scale_end:].contiguous().view(torch.bfloat16)
-            latents = dequantise_groups(values, scales, self.compute_dtype)
-            rows = torch.cat((latents, ropes.to(self.compute_dtype)), dim=1)
-        return rows.to(self.compute_dtype).view(*slots.shape, self.latent + self.rope)
+        """Returns `latent_rows` of a layer in the compute dtype."""
+        return latent_rows(
+            self._layers[layer],
+            slots,
+            self.latent,
+            self.rope,
+            self.compute_dtype,
+            complete=complete,
+        )
 
     def copy_pages(self, source: Tensor, target: Tensor, page_tokens: int) -> None:
         paged = self.rows.view(self.rows.shape[0], -1, page_tokens, self.rows.shape[2])

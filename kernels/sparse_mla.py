@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from kernels.attention import mqa_over_latents
-from kernels.cache import LATENT_GROUP, latent_row_bytes
-from kernels.fp8 import dequantise_groups
+from kernels.cache import latent_rows
 
 
 def sparse_mla(
@@ -40,30 +39,6 @@ def sparse_mla(
     scores = (q.to(wide) @ rows.to(wide).transpose(1, 2)) * scale
     scores.masked_fill_(~valid[:, None, :], -torch.inf)
     return out, scores.logsumexp(-1).float()
-
-
-def latent_rows(cache: Tensor, slots: Tensor, latent: int, rope: int, dtype: torch.dtype) -> Tensor:
-    """Returns the cached rows [..., C + R] at slots [...] in `dtype`; -1 reads zeros.
-
-    Raises ValueError when the cache's rows have not the width of C latents and R rope values.
-    """
-    fp8 = cache.dtype == torch.uint8
-    width = latent_row_bytes(latent, rope, "fp8") if fp8 else latent + rope
-    if cache.shape[-1] != width:
-        kind = "bytes" if fp8 else "values"
-        raise ValueError(
-            f"cache rows have {cache.shape[-1]} {kind}; "
-            f"{latent} latents and {rope} rope values take {width}"
-        )
-    flat = slots.flatten()
-    rows = cache.index_select(0, flat.clamp_min(0)).masked_fill_((flat < 0)[:, None], 0)
-    if fp8:
-        scale_end = latent + 4 * (latent // LATENT_GROUP)
-        values = rows[:, :latent].view(torch.float8_e4m3fn)
-        scales = rows[:, latent:scale_end].contiguous().view(torch.float32)
-        ropes = rows[:, scale_end:].contiguous().view(torch.bfloat16)
-        rows = torch.cat((dequantise_groups(values, scales, dtype), ropes.to(dtype)), dim=1)
-    return rows.to(dtype).view(*slots.shape, latent + rope)
 
 
 def sparse_mla_reference(

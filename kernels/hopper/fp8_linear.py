@@ -34,7 +34,7 @@ _SWAPPED_STAGES = {16: 6, 32: 6, 64: 4}
 
 
 @triton.jit
-def _scales(token_scales, inside, slab_stride, block_scales, slab, slabs):
+def slab_scales(token_scales, inside, slab_stride, block_scales, slab, slabs):
     """The scales of a slab: of the tile's tokens, 0 outside, and of its block of the weight.
 
     Kernels request them one slab ahead, since the pipeliner only hoists what a product reads.
@@ -86,7 +86,7 @@ def fp8_linear_kernel(
         first = split * slabs_per_split
         inside = rows < tokens
         total = tl.zeros([BLOCK_TOKENS, BLOCK_OUTPUTS], tl.float32)
-        row_scale, block_scale = _scales(
+        row_scale, block_scale = slab_scales(
             row_scales, inside, x_scale_slab_stride, block_scales, first, slabs
         )
         # The last split may run over the end, where descriptors read zeros.
@@ -94,7 +94,7 @@ def fp8_linear_kernel(
             slab = first + step
             x_tile = x.load([token, slab * SLAB])
             weight_tile = weight.load([output, slab * SLAB])
-            next_row_scale, next_block_scale = _scales(
+            next_row_scale, next_block_scale = slab_scales(
                 row_scales, inside, x_scale_slab_stride, block_scales, slab + 1, slabs
             )
             total += tl.dot(x_tile, weight_tile.T) * (row_scale * block_scale)[:, None]
@@ -139,13 +139,13 @@ def fp8_linear_swapped_kernel(
     block_scales = weight_scales + (output // SLAB) * weight_scale_stride
     first = split * slabs_per_split
     total = tl.zeros([BLOCK_OUTPUTS, BLOCK_TOKENS], tl.float32)
-    column_scale, block_scale = _scales(
+    column_scale, block_scale = slab_scales(
         column_scales, inside, x_scale_slab_stride, block_scales, first, slabs
     )
     for slab in tl.range(first, first + slabs_per_split):
         weight_tile = weight.load([output, slab * SLAB])
         x_tile = x.load([0, slab * SLAB])
-        next_column_scale, next_block_scale = _scales(
+        next_column_scale, next_block_scale = slab_scales(
             column_scales, inside, x_scale_slab_stride, block_scales, slab + 1, slabs
         )
         total += tl.dot(weight_tile, x_tile.T) * (column_scale * block_scale)[None, :]

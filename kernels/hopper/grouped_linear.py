@@ -24,6 +24,7 @@ from kernels.hopper.fp8_linear import (
     check_copies,
     multiprocessors,
     rows_descriptor,
+    slab_scales,
 )
 from kernels.hopper.rounding import to_dtype
 from kernels.hopper.routing import SortedPairs
@@ -33,14 +34,6 @@ MANY_TOKENS = 128
 FEW_TOKENS = (16, 32, 64)
 SWAPPED_OUTPUTS = 64
 _SWAPPED_STAGES = {16: 6, 32: 6, 64: 4}
-
-
-@triton.jit
-def _slab_scales(row_scales, inside, slab_stride, block_scales, slab, slabs):
-    """The scales of a slab, requested one slab ahead of their use; the rows' are 0 outside."""
-    slab = tl.minimum(slab, slabs - 1)
-    row_scale = tl.load(row_scales + slab * slab_stride, mask=inside, other=0.0)
-    return row_scale, tl.load(block_scales + slab)
 
 
 @triton.jit
@@ -87,7 +80,7 @@ def grouped_linear_kernel(
         block_scales = weight_scales + expert.to(tl.int64) * weight_scale_expert_stride
         block_scales += (output // SLAB) * weight_scale_stride
         total = tl.zeros([BLOCK_TOKENS, BLOCK_OUTPUTS], tl.float32)
-        row_scale, block_scale = _slab_scales(
+        row_scale, block_scale = slab_scales(
             row_scales, inside, x_scale_slab_stride, block_scales, 0, slabs
         )
         for slab in tl.range(slabs):
@@ -97,7 +90,7 @@ def grouped_linear_kernel(
                 x_tile = x.load([tile * BLOCK_TOKENS, slab * SLAB])
             # Behind an expert's last output the next one's begin: those columns are not stored.
             weight_tile = weights.load([expert * outputs + output, slab * SLAB])
-            next_row_scale, next_block_scale = _slab_scales(
+            next_row_scale, next_block_scale = slab_scales(
                 row_scales, inside, x_scale_slab_stride, block_scales, slab + 1, slabs
             )
             total += tl.dot(x_tile, weight_tile.T) * (row_scale * block_scale)[:, None]
@@ -151,13 +144,13 @@ def grouped_linear_swapped_kernel(
         block_scales = weight_scales + expert.to(tl.int64) * weight_scale_expert_stride
         block_scales += (output // SLAB) * weight_scale_stride
         total = tl.zeros([BLOCK_OUTPUTS, BLOCK_TOKENS], tl.float32)
-        column_scale, block_scale = _slab_scales(
+        column_scale, block_scale = slab_scales(
             column_scales, inside, x_scale_slab_stride, block_scales, 0, slabs
         )
         for slab in tl.range(slabs):
             weight_tile = weights.load([expert * outputs + output, slab * SLAB])
             x_tile = tl.load(x_rows + slab * SLAB, mask=inside[:, None], other=0.0)
-            next_column_scale, next_block_scale = _slab_scales(
+            next_column_scale, next_block_scale = slab_scales(
                 column_scales, inside, x_scale_slab_stride, block_scales, slab + 1, slabs
             )
             total += tl.dot(weight_tile, x_tile.T) * (column_scale * block_scale)[None, :]

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels.cache import LatentCache
+from kernels.cache import LatentCache, latent_rows
 from kernels.dense_mla import dense_mla
-from kernels.sparse_mla import latent_rows, sparse_mla, sparse_mla_reference
+from kernels.sparse_mla import sparse_mla, sparse_mla_reference
 
 LATENT, ROPE, HEADS, SLOTS = 128, 16, 3, 40
 SCALE = 0.11

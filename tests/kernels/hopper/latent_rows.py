@@ -7,8 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kernels.cache import LatentCache
-from kernels.sparse_mla import latent_rows
+from kernels.cache import LatentCache, latent_rows
 
 LATENT, ROPE = 128, 16
 SCALE = (LATENT + ROPE) ** -0.55
