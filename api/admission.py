@@ -19,10 +19,10 @@ from engine.messages import Snapshot
 from scheduler.admission import (
     UNKNOWN_RETRY_S,
     Backlog,
+    Gate,
     Limits,
     Sizes,
     after,
-    refusal,
     wait_s,
 )
 
@@ -33,10 +33,12 @@ class Door:
     def __init__(self, engine: EngineClient) -> None:
         ready = engine.ready
         self._engine = engine
-        self._limits = Limits(
-            max_model_len=ready.max_model_len,
-            max_queued_requests=ready.max_queued_requests,
-            max_queued_tokens=ready.max_queued_tokens,
+        self._gate = Gate(
+            Limits(
+                max_model_len=ready.max_model_len,
+                max_queued_requests=ready.max_queued_requests,
+                max_queued_tokens=ready.max_queued_tokens,
+            )
         )
         self._sent: dict[int, Sizes] = {}
         """Requests that the last snapshot has not seen, by their number, in order."""
@@ -50,7 +52,7 @@ class Door:
         Raises ApiError(400, 429 or 503), the latter two with the seconds to wait.
         """
         load = self.load()
-        refused = refusal(load, self._limits, sizes)
+        refused = self._gate.decide(load, sizes)
         if refused is not None:
             raise ApiError(
                 refused.status,

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from scheduler.admission import Backlog, Limits, Sizes, after, refusal
+from scheduler.admission import Backlog, Gate, Limits, Sizes, after
 from scheduler.outcome import Refusal
 
 SNAPSHOT_INTERVAL_S = 0.25
@@ -28,16 +28,17 @@ class Door:
     """Decides over requests; `waits` grows as refused ones would be let in."""
 
     def __init__(self, limits: Limits, interval_s: float = SNAPSHOT_INTERVAL_S) -> None:
-        self.limits, self.interval_s = limits, interval_s
+        self.interval_s = interval_s
         self.load = Backlog()
         self.waits: list[Wait] = []
+        self._gate = Gate(limits)
         self._turned_away: list[tuple[float, float, Sizes]] = []
         """(when, told to come back after, what)."""
         self._next_s = 0.0
 
     def decide(self, sizes: Sizes, now_s: float) -> Refusal | None:
         """Returns why a request is refused; None when it is let in, and counted."""
-        no = refusal(self.load, self.limits, sizes)
+        no = self._gate.decide(self.load, sizes)
         if no is None:
             self.load = after(self.load, sizes)
         elif no.retry_after_s is not None:
@@ -64,7 +65,7 @@ class Door:
         self.load = load
         still = []
         for when_s, told_s, sizes in self._turned_away:
-            if refusal(load, self.limits, sizes) is None:
+            if self._gate.look(load, sizes) is None:
                 self.waits.append(Wait(told_s, now_s - when_s))
             else:
                 still.append((when_s, told_s, sizes))

@@ -9,6 +9,10 @@ it: compute, pages or slots. Fairness (`scheduler.fairness`) lets a tenant pass 
 waiting, so of every other tenant only as much counts as this one will have itself. A tenant below
 its share of the queue is taken even when others have filled it; so the queue in tokens never
 exceeds twice its limit, and a flood keeps nobody else out.
+
+Who was refused is told when to come back, and a time can only be told if nobody takes the room in
+between. So a tenant that was refused once is refused until the queue is well below its limit
+(`Gate`): until then it only becomes shorter, at a rate that is known.
 """
 
 from __future__ import annotations
@@ -23,6 +27,8 @@ from scheduler.outcome import Refusal
 SHORTEST_RETRY_S = 0.05
 UNKNOWN_RETRY_S = 1.0
 """Before any rate is known."""
+REOPEN_SHARE = 0.8
+"""Of its limits: where a queue that has refused somebody takes their requests again."""
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -100,26 +106,37 @@ def wait_s(load: Load, tenant: str, prompt_tokens: int = 0) -> float | None:
     return min(own + ahead, load.backlog_tokens + prompt_tokens) / load.drain_tokens_per_s
 
 
-def refusal(load: Load, limits: Limits, sizes: Sizes) -> Refusal | None:
-    """Returns why a request is not taken now, None when it is."""
+def refusal(
+    load: Load,
+    limits: Limits,
+    sizes: Sizes,
+    *,
+    queue_share: float = 1.0,
+    deadline_share: float = 1.0,
+) -> Refusal | None:
+    """Returns why a request is not taken now, None when it is.
+
+    The shares say how much of the queue's limits, and of its deadline, it may use.
+    """
     never = never_fits(limits, sizes)
     if never is not None:
         return never
-    if load.waiting + sizes.n > limits.max_queued_requests:
-        room_tokens = load.backlog_tokens * sizes.n / max(1, load.waiting)
+    # A queue without anybody in it takes any request that fits, whatever the shares.
+    places = int(queue_share * limits.max_queued_requests)
+    if load.waiting and load.waiting + sizes.n > places:
+        over = min(load.waiting, load.waiting + sizes.n - places)
         return Refusal(
             429,
             "queue_full",
             f"{load.waiting} sequences are waiting; the limit is {limits.max_queued_requests}",
-            retry_after_s=until_drained_s(load, room_tokens),
+            retry_after_s=until_drained_s(load, load.backlog_tokens * over / load.waiting),
         )
-    backlog = load.backlog_tokens + sizes.prompt_tokens
-    excess = backlog - limits.max_queued_tokens
-    # An empty queue takes any request that fits the window.
+    tokens = queue_share * limits.max_queued_tokens
+    excess = load.backlog_tokens + sizes.prompt_tokens - tokens
     if excess > 0 and load.backlog_tokens:
         others = sum(1 for tenant in load.tenant_backlog_tokens if tenant != sizes.tenant)
         own = load.tenant_backlog_tokens.get(sizes.tenant, 0) + sizes.prompt_tokens
-        own_excess = own - limits.max_queued_tokens / (others + 1)
+        own_excess = own - tokens / (others + 1)
         if own_excess > 0:
             return Refusal(
                 429,
@@ -128,7 +145,47 @@ def refusal(load: Load, limits: Limits, sizes: Sizes) -> Refusal | None:
                 f"would exceed the limit of {limits.max_queued_tokens}",
                 retry_after_s=until_drained_s(load, min(excess, load.backlog_tokens)),
             )
-    return _late(load, sizes)
+    return _late(load, sizes, deadline_share)
+
+
+class Gate:
+    """Admission that keeps its word: who was refused is told how long that stays so.
+
+    No clock, no input or output: the decision follows from the load and from earlier decisions.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self._closed: set[tuple[str, int]] = set()
+        """(tenant, status of its refusal) since when it was refused last."""
+
+    def look(self, load: Load, sizes: Sizes) -> Refusal | None:
+        """Returns why a request would be refused now, None when it would be taken."""
+        return refusal(
+            load,
+            self.limits,
+            sizes,
+            queue_share=self._share(sizes.tenant, 429),
+            deadline_share=self._share(sizes.tenant, 503),
+        )
+
+    def decide(self, load: Load, sizes: Sizes) -> Refusal | None:
+        """Returns why a request is refused; None when it is taken, which opens the gate again."""
+        if not load.backlog_tokens and not load.waiting:
+            self._closed.clear()
+        refused = self.look(load, sizes)
+        if refused is None:
+            self._closed.discard((sizes.tenant, 429))
+            if sizes.deadline_s is not None:
+                self._closed.discard((sizes.tenant, 503))
+            return None
+        if refused.retry_after_s is None or (sizes.tenant, refused.status) in self._closed:
+            return refused
+        self._closed.add((sizes.tenant, refused.status))
+        return self.look(load, sizes)
+
+    def _share(self, tenant: str, status: int) -> float:
+        return REOPEN_SHARE if (tenant, status) in self._closed else 1.0
 
 
 def after(load: Load, sizes: Sizes) -> Backlog:
@@ -143,18 +200,20 @@ def after(load: Load, sizes: Sizes) -> Backlog:
     )
 
 
-def _late(load: Load, sizes: Sizes) -> Refusal | None:
+def _late(load: Load, sizes: Sizes, share: float) -> Refusal | None:
     if sizes.deadline_s is None:
         return None
     first_token_s = wait_s(load, sizes.tenant, sizes.prompt_tokens)
-    if first_token_s is None or first_token_s <= sizes.deadline_s:
+    # Alone it takes what it takes: a gate must not stay closed for a request that nobody delays.
+    allowed_s = sizes.deadline_s * (share if load.backlog_tokens else 1.0)
+    if first_token_s is None or first_token_s <= allowed_s:
         return None
     return Refusal(
         503,
         "deadline_unreachable",
         f"the first token would come in {first_token_s:.1f} s; the deadline is "
         f"{sizes.deadline_s:g} s",
-        retry_after_s=max(SHORTEST_RETRY_S, first_token_s - sizes.deadline_s),
+        retry_after_s=max(SHORTEST_RETRY_S, first_token_s - allowed_s),
     )
 
 

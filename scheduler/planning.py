@@ -4,10 +4,11 @@ There are no phases. Every running sequence asks for its known tokens minus its 
 when it decodes, many while its prompt is prefilled. Decode rows come first, then prefill in order
 of priority and arrival, inside the step's budget (`scheduler.budget`). Waiting sequences join in
 the order of `scheduler.queue`, after the prompts of their own priority, while there is a slot,
-budget, and pages for all their known tokens; what is left is for pre-warming. When a running
-sequence finds no page, the one of the lowest priority and last arrival is preempted: its pages go
-back, it waits at its place in the queue, and finds most of them again by their identity. A waiting
-sequence never preempts a running one.
+budget, and pages for all their known tokens; what is left is for pre-warming. While anything runs,
+a new turn leaves awaited pages and a reserve alone. When a running sequence finds no page, the one
+of the lowest priority and last arrival is preempted: its pages go back, it waits before its
+tenant's new turns, and finds most of them again by their identity. A waiting sequence never
+preempts a running one.
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ from scheduler.running import RunningSet
 
 PATIENCE_STEPS = 8
 """Steps without room for any prefill after which one goes before the decode rows."""
+
+
+GROWTH_RESERVE = 0.05
+"""Share of the pages that new turns leave to those that run."""
 
 
 class PlannedStep:
@@ -192,7 +197,7 @@ class StepPlanner:
             if self.leaders.park(sequence, len(found), limit):
                 continue
             missing = -(-known // size) - len(found)
-            if missing + pool.count_idle(found) > pool.available_pages:
+            if missing + pool.count_idle(found) > self._room(sequence):
                 return False
             start = len(found) * size
             count = step.budget.fit(start, min(longest, known - start))
@@ -209,9 +214,22 @@ class StepPlanner:
             return True
         return False
 
+    def _room(self, sequence: Sequence) -> int:
+        """Returns the pages that a sequence may start with.
+
+        A new turn that took awaited pages, or the last ones that running answers grow into, would
+        only have others compute again what was there. Once nothing runs it may take all there is.
+        """
+        pool = self.running.pool
+        room = pool.available_pages
+        if not sequence.continues and self.running:
+            room -= pool.idle_of("awaited") + int(GROWTH_RESERVE * pool.total_pages)
+        return room
+
     def _preempt(self, sequence: Sequence) -> None:
-        """Takes a running sequence's pages and slot; it waits where its arrival puts it."""
+        """Takes a running sequence's pages and slot; it waits among those that continue."""
         self.running.release(sequence)
+        sequence.continues = True
         sequence.computed_tokens = 0
         self.backlog.set(sequence, sequence.prompt_tokens)
         self.waiting.push(sequence)

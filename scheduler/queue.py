@@ -1,7 +1,11 @@
 """The queue: who starts next, and who waits for somebody else to compute a prefix.
 
-Order: priority, then the tenant served least (`scheduler.fairness`), then arrival. One heap of
-tenants per priority and one of arrivals per tenant: O(log tenants + log requests) per decision.
+Order: priority, then the tenant served least (`scheduler.fairness`); among a tenant's own requests
+those that continue, then arrival. The pages of a turn that waits for its tools are kept for it, so
+the sooner it goes on, the sooner they are of use to others; a new turn needs pages of its own. One
+heap of tenants per priority and one of requests per tenant: O(log tenants + log requests) per
+decision.
+
 Counters grow while tenants wait, so an entry of the heap may be too low; it is brought up to date
 when it comes to the top.
 """
@@ -15,15 +19,22 @@ from heapq import heappop, heappush, heapreplace
 from scheduler.fairness import ServiceCounters
 from scheduler.request import Sequence
 
+Turn = tuple[bool, int]
+"""Place among a tenant's own: whether it is a new turn, and its arrival."""
+
+
+def _turn(sequence: Sequence) -> Turn:
+    return not sequence.continues, sequence.arrival
+
 
 class _Level:
     """Requests of one priority."""
 
     def __init__(self) -> None:
-        self.tenants: list[tuple[int, int, str]] = []
-        """Heap of (served, arrival of the tenant's first, tenant), one entry per lane."""
-        self.lanes: dict[str, list[tuple[int, Sequence]]] = {}
-        """Tenant -> heap of (arrival, sequence)."""
+        self.tenants: list[tuple[int, Turn, str]] = []
+        """Heap of (served, turn of the tenant's first, tenant), one entry per lane."""
+        self.lanes: dict[str, list[tuple[Turn, Sequence]]] = {}
+        """Tenant -> heap of (turn, sequence)."""
 
 
 class WaitingQueue:
@@ -49,7 +60,7 @@ class WaitingQueue:
             yield from (sequence for _, sequence in followers if sequence.waiting)
 
     def push(self, sequence: Sequence) -> None:
-        """Puts a sequence in line, at the place its arrival gives it."""
+        """Puts a sequence in line; `continues` must not change while it waits."""
         sequence.waiting = True
         self._count += 1
         self._enter(sequence)
@@ -64,7 +75,7 @@ class WaitingQueue:
         for priority in list(self._priorities):
             level = self._levels[priority]
             while level.tenants:
-                served, arrival, tenant = level.tenants[0]
+                served, first, tenant = level.tenants[0]
                 lane = level.lanes[tenant]
                 while lane and not lane[0][1].waiting:
                     heappop(lane)
@@ -73,7 +84,7 @@ class WaitingQueue:
                     del level.lanes[tenant]
                     continue
                 entry = (self.service.served(tenant), lane[0][0], tenant)
-                if entry == (served, arrival, tenant):
+                if entry == (served, first, tenant):
                     return lane[0][1]
                 heapreplace(level.tenants, entry)
             del self._levels[priority]
@@ -119,8 +130,8 @@ class WaitingQueue:
         if lane is None:
             lane = level.lanes[sequence.tenant] = []
             served = self.service.served(sequence.tenant)
-            heappush(level.tenants, (served, sequence.arrival, sequence.tenant))
-        heappush(lane, (sequence.arrival, sequence))
+            heappush(level.tenants, (served, _turn(sequence), sequence.tenant))
+        heappush(lane, (_turn(sequence), sequence))
 
     def _leave(self, sequence: Sequence) -> None:
         lane = self._levels[sequence.priority].lanes[sequence.tenant]

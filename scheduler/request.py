@@ -53,6 +53,7 @@ class Sequence:
         "charged_tokens",
         "choice",
         "computed_tokens",
+        "continues",
         "full_tokens",
         "keys",
         "output_ids",
@@ -83,6 +84,7 @@ class Sequence:
         keys: list[bytes] | None = None,
         priority: int = 0,
         tenant: str = "",
+        continues: bool = False,
         stop_tokens: frozenset[int] = frozenset(),
         end_tokens: int = 0,
     ) -> None:
@@ -121,6 +123,9 @@ class Sequence:
         self.priority = priority
         self.tenant = tenant
         self.arrival = arrival
+        self.continues = continues
+        """It goes on with work whose pages are kept for it: a turn whose tools have answered, or
+        what was preempted."""
 
     @property
     def token_ids(self) -> list[int]:

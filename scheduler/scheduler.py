@@ -152,7 +152,9 @@ class Scheduler:
         if not sampling.ignore_eos:
             stop_tokens |= self._eos
         shared_pages = min(len(keys), (len(token_ids) - 1) // size)
-        cached_tokens = self.pool.count_known(keys, shared_pages) * size
+        cached_pages = self.pool.count_known(keys, shared_pages)
+        cached_tokens = cached_pages * size
+        continues = cached_pages > 0 and self._turns.awaits(keys[cached_pages - 1])
         for choice in range(n):
             sequence = Sequence(
                 request_id,
@@ -164,6 +166,7 @@ class Scheduler:
                 keys=list(keys),
                 priority=priority,
                 tenant=tenant,
+                continues=continues,
                 stop_tokens=stop_tokens,
                 end_tokens=min(len(token_ids) + sampling.max_tokens, config.max_model_len),
             )

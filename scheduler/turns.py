@@ -46,6 +46,8 @@ class EndedTurns:
         """(until, serial, page identities) of turns that wait for tools, oldest first."""
         self._serial_of: dict[bytes, int] = {}
         """Page identity -> the last turn that awaits it."""
+        self._ends: dict[bytes, int] = {}
+        """Identity of a turn's last page -> the last turn that awaits it and ends there."""
         self._serial = 0
 
     def add(self, name: Name, root_key: bytes, keys: list[bytes]) -> None:
@@ -72,6 +74,11 @@ class EndedTurns:
             self.pool.reclassify(turn.keys[flip_token // self.page_tokens :], "dead")
         return turn
 
+    def awaits(self, key: bytes) -> bool:
+        """Whether a turn that waits for its tools ends with this page: what follows goes on with
+        it. Pages before the last may be shared with turns that have nothing to do with it."""
+        return key in self._ends
+
     def expire(self, now_s: float) -> None:
         """Ends the protection of turns whose time is over."""
         while self._awaited and self._awaited[0][0] <= now_s:
@@ -81,6 +88,8 @@ class EndedTurns:
         self._serial += 1
         for key in keys:
             self._serial_of[key] = self._serial
+        if keys:
+            self._ends[keys[-1]] = self._serial
         self.pool.reclassify(keys, "awaited")
         self._awaited.append((now_s + self.awaited_s, self._serial, keys))
         while self._awaited and (
@@ -91,6 +100,8 @@ class EndedTurns:
 
     def _give_up_oldest(self) -> None:
         _, serial, keys = self._awaited.popleft()
+        if keys and self._ends.get(keys[-1]) == serial:
+            del self._ends[keys[-1]]
         last = [key for key in keys if self._serial_of.get(key) == serial]
         for key in last:
             del self._serial_of[key]

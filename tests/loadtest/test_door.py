@@ -30,7 +30,7 @@ def test_what_was_found_in_the_cache_counts_no_more() -> None:
     assert door.decide(Sizes(prompt_tokens=900, tenant="a"), 0.0) is not None
     door.found("a", 800)
     assert door.load.tenant_backlog_tokens == {"a": 100}
-    assert door.decide(Sizes(prompt_tokens=900, tenant="a"), 0.0) is None
+    assert door.decide(Sizes(prompt_tokens=700, tenant="a"), 0.0) is None
 
 
 def test_a_refused_request_is_followed_until_it_would_be_let_in() -> None:
@@ -38,10 +38,10 @@ def test_a_refused_request_is_followed_until_it_would_be_let_in() -> None:
     door.update(waiting(1000), 0.0)
     refusal = door.decide(Sizes(prompt_tokens=400), 1.0)
     assert refusal is not None and refusal.code == "backlog_full"
-    assert refusal.retry_after_s == pytest.approx(2.0)
-    for now_s, tokens in ((2.0, 800), (3.5, 600), (4.0, 500)):
+    assert refusal.retry_after_s == pytest.approx(3.0), "until 800 are left with it"
+    for now_s, tokens in ((2.0, 800), (3.5, 600), (4.0, 400)):
         door.update(waiting(tokens), now_s)
-    assert door.waits == [Wait(told_s=2.0, real_s=2.5)]
+    assert door.waits == [Wait(told_s=3.0, real_s=3.0)]
 
 
 def test_what_never_fits_is_not_waited_for() -> None:

@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 
 from engine.messages import Snapshot
 from scheduler.admission import (
+    REOPEN_SHARE,
     SHORTEST_RETRY_S,
     UNKNOWN_RETRY_S,
     Backlog,
+    Gate,
     Limits,
     Sizes,
     after,
@@ -135,3 +137,66 @@ def test_whatever_comes_the_queue_stays_bounded(asked: list[tuple[str, int]]) ->
         assert now.waiting <= 40
         assert now.backlog_tokens <= 2 * limits.max_queued_tokens
         assert now.backlog_tokens == sum(now.tenant_backlog_tokens.values())
+
+
+# ---------------------------------------------------------------- who was refused
+
+
+def test_who_was_refused_is_refused_until_the_time_it_was_told() -> None:
+    gate = Gate(LIMITS)
+    now = load(a=1900)
+    told = gate.decide(now, sizes(300))
+    assert told is not None and told.retry_after_s == pytest.approx(6.0), "down to 1600, 100 a s"
+    for drained in (100, 300, 590):
+        assert gate.decide(load(a=1900 - drained), sizes(300)) is not None
+    assert gate.decide(load(a=1900 - 600), sizes(300)) is None
+    assert gate.decide(load(a=1600), sizes(300)) is None, "open again up to the limit itself"
+
+
+def test_the_gate_is_closed_to_the_tenant_that_was_refused_only() -> None:
+    gate = Gate(LIMITS)
+    flood = load(flood=2000)
+    assert gate.decide(flood, sizes(100, "flood")) is not None
+    assert gate.decide(flood, sizes(900, "calm")) is None
+    assert gate.look(load(flood=1700), sizes(100, "flood")) is not None
+    assert gate.look(load(flood=1500), sizes(100, "flood")) is None
+
+
+def test_a_missed_deadline_does_not_close_the_queue() -> None:
+    gate = Gate(LIMITS)
+    late = gate.decide(load(a=900), sizes(100, deadline_s=8.0))
+    assert late is not None and late.retry_after_s == pytest.approx(10.0 - REOPEN_SHARE * 8.0)
+    assert gate.decide(load(a=1800), sizes(200)) is None
+    assert gate.look(load(a=600), sizes(100, deadline_s=8.0)) is not None
+    assert gate.decide(load(a=500), sizes(100, deadline_s=8.0)) is None
+
+
+def test_an_empty_queue_opens_the_gate_to_whatever_fits() -> None:
+    gate = Gate(LIMITS)
+    assert gate.decide(load(8), sizes(n=8)) is not None
+    assert gate.decide(load(0), sizes(n=8)) is None
+    assert gate.decide(load(0, rate=1.0), sizes(100, deadline_s=99.0)) is not None
+    assert gate.decide(load(0, rate=1.0), sizes(90, deadline_s=99.0)) is None
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 900), st.integers(0, 400)), max_size=40),
+    st.integers(1, 900),
+)
+def test_nobody_gets_in_between_a_refusal_and_the_time_it_named(
+    crowd: list[tuple[int, int]], prompt_tokens: int
+) -> None:
+    """Drained at the known rate, the queue takes the refused request when it was told, not before
+    and not after, whoever else of its tenant asks in between."""
+    gate, asked = Gate(LIMITS), sizes(prompt_tokens)
+    told = gate.decide(load(a=1950), sizes(100)) and gate.look(load(a=1950), asked)
+    assert told is not None and told.retry_after_s is not None
+    tokens, left_s = 1950.0, told.retry_after_s
+    for size, step in crowd:
+        step_s = min(step / 100.0, left_s - 0.02)
+        if step_s <= 0:
+            break
+        tokens, left_s = tokens - 100.0 * step_s, left_s - step_s
+        if size >= prompt_tokens:
+            assert gate.decide(load(a=int(tokens)), sizes(size)) is not None
+    assert gate.look(load(a=int(tokens - 100.0 * left_s)), asked) is None

@@ -1,4 +1,4 @@
-"""Who starts next: priority, then the tenant served least, then arrival."""
+"""Who starts next: priority, then the tenant served least, who continues, arrival."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ from tests.scheduler.test_scheduler import Replica
 NOTHING = Sampling(max_tokens=1)
 
 
-def sequence(arrival: int, tenant: str = "", priority: int = 0) -> Sequence:
+def sequence(
+    arrival: int, tenant: str = "", priority: int = 0, continues: bool = False
+) -> Sequence:
     return Sequence(
         str(arrival), 0, [1], NOTHING, root_key=b"", arrival=arrival, tenant=tenant,
-        priority=priority,
+        priority=priority, continues=continues,
     )  # fmt: skip
 
 
@@ -35,9 +37,9 @@ class QueueAgainstModel(RuleBasedStateMachine):
         self.outside: list[Sequence] = []
         self.arrivals = 0
 
-    @rule(tenant=st.sampled_from("abc"), priority=st.integers(0, 1))
-    def arrive(self, tenant: str, priority: int) -> None:
-        self.inside.append(sequence(self.arrivals, tenant, priority))
+    @rule(tenant=st.sampled_from("abc"), priority=st.integers(0, 1), continues=st.booleans())
+    def arrive(self, tenant: str, priority: int, continues: bool) -> None:
+        self.inside.append(sequence(self.arrivals, tenant, priority, continues))
         self.queue.push(self.inside[-1])
         self.arrivals += 1
 
@@ -46,6 +48,7 @@ class QueueAgainstModel(RuleBasedStateMachine):
     def come_back(self, data: st.DataObject) -> None:
         chosen = data.draw(st.sampled_from(self.outside))
         self.outside.remove(chosen)
+        chosen.continues = True  # preempted
         self.inside.append(chosen)
         self.queue.push(chosen)
 
@@ -95,7 +98,8 @@ class QueueAgainstModel(RuleBasedStateMachine):
         assert self.service.served(head.tenant) == min(
             self.service.served(s.tenant) for s in rivals
         )
-        assert head.arrival == min(s.arrival for s in rivals if s.tenant == head.tenant)
+        own = [s for s in rivals if s.tenant == head.tenant]
+        assert head is min(own, key=lambda s: (not s.continues, s.arrival))
         return head
 
     @invariant()

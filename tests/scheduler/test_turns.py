@@ -104,3 +104,55 @@ def test_cached_tokens_grow_in_a_tool_loop_and_end_at_the_flip_point_after_it() 
     assert cached == [0, 28, 40], "all but the last, unfinished page of what was there before"
     dropped = [5] * 20 + [6, 2, 3, 2, 3]
     assert replica.submit("next", dropped, ONE) == flip // 4 * 4
+
+
+# ---------------------------------------------------------------- a turn whose tools have answered
+
+
+def test_what_goes_on_with_an_awaited_turn_passes_its_tenants_new_turns() -> None:
+    replica = Replica(max_num_seqs=1)
+    ended(replica, "a", PROMPT, "tool_calls")
+    replica.submit("running", [2] * 5, Sampling(max_tokens=1, ignore_eos=True))
+    replica.submit("new", [3] * 5)
+    replica.submit("prefix only", PROMPT[:5])
+    replica.submit("next step", [*PROMPT, 4, 4])
+    replica.step()
+    replica.step()
+    assert replica.running() == {"next step"}
+
+
+def test_what_goes_on_does_not_pass_another_tenants_turn() -> None:
+    replica = Replica(max_num_seqs=1)
+    replica.submit("a", PROMPT, ONE, tenant="busy")
+    replica.finish()
+    replica.scheduler.turn_ended("a", 0, "tool_calls", None)
+    replica.submit("calm", [3] * 5, tenant="calm")
+    replica.submit("next step", [*PROMPT, 4, 4], tenant="busy")
+    replica.step()
+    assert replica.running() == {"calm"}
+
+
+def test_a_new_turn_leaves_awaited_pages_alone_while_anything_runs() -> None:
+    replica = Replica(awaited_share=1.0)  # 16 pages
+    ended(replica, "a", [1] * 33, "tool_calls")
+    assert replica.pool.idle_of("awaited") == 8
+    replica.submit("short", [2] * 9, Sampling(max_tokens=2, ignore_eos=True))
+    replica.submit("long", [3] * 30)
+    replica.step()
+    assert replica.running() == {"short"}, "8 pages would have to go"
+    assert replica.pool.idle_of("awaited") == 8
+    replica.step()
+    replica.step()
+    assert replica.running() == {"long"}, "nothing else runs: it may take them"
+
+
+def test_a_preempted_request_comes_back_before_new_ones() -> None:
+    replica = Replica(total_pages=10, max_model_len=32, max_num_seqs=2)
+    replica.submit("first", [2] * 15)
+    replica.submit("second", [3] * 15)
+    replica.step()
+    replica.submit("third", [4] * 3)
+    while not replica.scheduler.preemptions:
+        replica.step()
+    assert replica.running() == {"first"}
+    assert replica.scheduler.waiting.head().request_id == "second"  # type: ignore[union-attr]
