@@ -36,3 +36,6 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Position at which a token costs twice as much to compute as the first; 0: all cost alike."""
     max_pre_warms: int = 64
     """Dropped forms of answered turns that may wait for an idle step; 0: no pre-warming."""
+    pre_warm_unused_s: float = 60.0
+    """Pages that were in use within so many seconds are not given up for a pre-warm: their
+    conversations may go on before the one that it is for."""

@@ -87,23 +87,28 @@ class EvictionGrid:
 
     def pop(self) -> int:
         """Returns the page that goes next, taken out; NO_PAGE when none is listed."""
-        credits, next_ = self.credits, self._next
-        for occupied in self._occupied:
-            if not occupied:
-                continue
-            if len(occupied) == 1:
-                best = next_[occupied[0]]
-            else:
-                best, lowest, lowest_cell = NO_PAGE, 0.0, 0
-                for sentinel in occupied:
-                    page = next_[sentinel]
-                    credit = credits[page]
-                    # On a tie the cheaper cell: the order of `occupied` must not matter.
-                    if best < 0 or credit < lowest or (credit == lowest and sentinel < lowest_cell):
-                        best, lowest, lowest_cell = page, credit, sentinel
-            self.remove(best)
-            return best
+        for kind, occupied in enumerate(self._occupied):
+            if occupied:
+                best = self.next_of(kind)
+                self.remove(best)
+                return best
         return NO_PAGE
+
+    def next_of(self, kind: int) -> int:
+        """Returns the page of one class that goes before the others; NO_PAGE when it has none."""
+        credits, next_, occupied = self.credits, self._next, self._occupied[kind]
+        if not occupied:
+            return NO_PAGE
+        if len(occupied) == 1:
+            return next_[occupied[0]]
+        best, lowest, lowest_cell = NO_PAGE, 0.0, 0
+        for sentinel in occupied:
+            page = next_[sentinel]
+            credit = credits[page]
+            # On a tie the cheaper cell: the order of `occupied` must not matter.
+            if best < 0 or credit < lowest or (credit == lowest and sentinel < lowest_cell):
+                best, lowest, lowest_cell = page, credit, sentinel
+        return best
 
     def _link(self, page: int, kind: int, sentinel: int, before: int, after: int) -> None:
         if before == after:

@@ -14,6 +14,7 @@ a page holds the one before it. Every idle page can therefore be had, tail first
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 
 from scheduler.eviction import EVICTION_ORDER, EvictionGrid, IdleClass
 
@@ -39,6 +40,8 @@ class PagePool:
         self.total_pages = total_pages
         self.evictions = dict.fromkeys(EVICTION_ORDER, 0)
         """Pages evicted so far, by the class they had."""
+        self.now_s = 0.0
+        """The time, as whoever plans steps last told it."""
         self._references = [0] * total_pages
         self._keys: list[bytes | None] = [None] * total_pages
         self._parents: list[bytes | None] = [None] * total_pages
@@ -51,6 +54,8 @@ class PagePool:
         self._live = 0
         self._idle = [0] * len(EVICTION_ORDER)
         self._class = [0] * total_pages
+        self._used_s = [0.0] * total_pages
+        """When each page became idle, or was classified anew."""
         self._grid = EvictionGrid(total_pages, doubling_pages)
 
     @property
@@ -74,6 +79,12 @@ class PagePool:
     @property
     def live_pages(self) -> int:
         return self._live
+
+    def unused_s(self, idle_class: IdleClass) -> float:
+        """Returns for how long the page of a class that goes next has been idle; infinity when
+        the class has none."""
+        page = self._grid.next_of(_KIND[idle_class])
+        return self.now_s - self._used_s[page] if page >= 0 else inf
 
     def references(self, page: int) -> int:
         """How many sequences hold the page."""
@@ -215,6 +226,7 @@ class PagePool:
         grid, idle, freed = self._grid, 0, 0
         grid.use(len(pages))
         credits, credit = grid.credits, grid.credit
+        used_s, now_s = self._used_s, self.now_s
         for page in reversed(pages):
             count = references[page] - 1
             if count < 0:
@@ -228,6 +240,7 @@ class PagePool:
                 continue
             idle += 1
             classes[page] = kind
+            used_s[page] = now_s
             credits[page] = credit(positions[page])
             if not children[page]:
                 grid.add(page, kind, positions[page])
@@ -256,6 +269,7 @@ class PagePool:
             self._idle[self._class[page]] -= 1
             self._idle[kind] += 1
             self._class[page] = kind
+            self._used_s[page] = self.now_s
             grid.credits[page] = grid.credit(self._positions[page])
             if not self._children[page]:
                 grid.add(page, kind, self._positions[page])

@@ -4,6 +4,9 @@ A turn in thinking mode that ended with an answer is rendered anew, without its 
 user writes again. That form is known at once; it is prefilled in steps that nothing else needs, one
 turn at a time, oldest answer first, and given up the moment a real request waits or needs the
 pages. What was computed by then stays in the cache, and the rest is taken up again later.
+
+It pays as long as it displaces what nobody comes back for. Where pages are so few that those of
+other conversations would go before their users have had time to write, it is left alone.
 """
 
 from __future__ import annotations
@@ -27,14 +30,24 @@ class _Form(NamedTuple):
     name: str
     root_key: bytes
     token_ids: list[int]
+    keys: list[bytes]
+    """Identities of its pages; computed when it is first started."""
 
 
 class PreWarmer:
     """Dropped forms that wait for an idle step, and the one in work."""
 
-    def __init__(self, pool: PagePool, *, page_tokens: int, longest_tokens: int, limit: int):
+    def __init__(
+        self,
+        pool: PagePool,
+        *,
+        page_tokens: int,
+        longest_tokens: int,
+        limit: int,
+        unused_s: float,
+    ) -> None:
         self.pool, self.page_tokens, self.limit = pool, page_tokens, limit
-        self.longest_tokens = longest_tokens
+        self.longest_tokens, self.unused_s = longest_tokens, unused_s
         self.active: Sequence | None = None
         self.computed_tokens = 0
         """In all, for metrics."""
@@ -59,22 +72,27 @@ class PreWarmer:
         size = self.page_tokens
         tokens = min(len(token_ids), self.longest_tokens) // size * size
         if tokens and self.limit:
-            self._pending.append(_Form(name, root_key, token_ids[:tokens]))
+            self._pending.append(_Form(name, root_key, token_ids[:tokens], []))
             if len(self._pending) > self.limit:
                 self._pending.popleft()
 
     def start(self, arrival: int) -> Sequence | None:
         """Returns the oldest form that is not cached, now active and with all its pages; None when
-        there is none. A form that would displace awaited pages is forgotten.
+        there is none. A form that would displace awaited pages, or others in recent use, is
+        forgotten.
         """
         pool, size = self.pool, self.page_tokens
         while self._pending:
             form = self._pending.popleft()
-            keys = prefix_keys(form.root_key, form.token_ids, size)
+            if not form.keys:
+                form.keys.extend(prefix_keys(form.root_key, form.token_ids, size))
+            keys = list(form.keys)
             found = pool.match(keys)
             missing = len(keys) - len(found)
             spare = pool.available_pages - pool.idle_of("awaited")
             if not missing or missing + pool.count_idle(found) > spare:
+                continue
+            if missing > pool.free_pages and pool.unused_s("stable") < self.unused_s:
                 continue
             sequence = Sequence(
                 f"pre-warm {form.name}",

@@ -52,6 +52,7 @@ class Scheduler:
             page_tokens=size,
             longest_tokens=config.max_model_len,
             limit=config.max_pre_warms if config.prefix_caching else 0,
+            unused_s=config.pre_warm_unused_s,
         )
         self.backlog = Backlog()
         leaders = PrefixLeaders(self.waiting)
@@ -208,6 +209,7 @@ class Scheduler:
         `flip_token` is the first position that the next user message changes (None: none), and
         `next_prefix` the tokens its prompt will start with, to be pre-warmed.
         """
+        self.pool.now_s = now_s
         turn = self._turns.classify((request_id, choice), why, flip_token, now_s)
         if turn is not None and why == "answer" and next_prefix:
             self.pre_warmer.add(request_id, turn.root_key, next_prefix)
@@ -220,6 +222,7 @@ class Scheduler:
         `now_s` is the time by any clock that turn_ended() is told too.
         """
         assert not self._step.rows, "the previous plan was not committed"
+        self.pool.now_s = now_s
         self._turns.expire(now_s)
         self._step = self._planner.plan(self._steps)
         self._steps += 1

@@ -143,3 +143,19 @@ def test_tenants_do_not_share_what_was_warmed() -> None:
     answered(replica)
     replica.finish()
     assert replica.submit("b", [*FORM, 3], tenant="other") == 0
+
+
+def test_pages_in_recent_use_are_not_displaced_and_older_ones_are() -> None:
+    for idle_s, warms in ((59.0, False), (60.0, True)):
+        replica = Replica(total_pages=10, max_model_len=40)
+        scheduler = replica.scheduler
+        scheduler.plan(now_s=1000.0)
+        replica.submit("others", [3] * 33, ONE)
+        replica.finish(1000.0)
+        replica.submit("a", PROMPT, ONE)
+        replica.finish(1000.0 + idle_s)
+        scheduler.turn_ended("a", 0, "answer", 5, next_prefix=FORM, now_s=1000.0 + idle_s)
+        assert replica.pool.free_pages == 1, "it lacks two"
+        replica.finish(1000.0 + idle_s)
+        assert scheduler.pre_warmer.computed_tokens == (8 if warms else 0)
+        assert len(scheduler.pre_warmer) == 0

@@ -48,14 +48,14 @@ class Replica:
         assert isinstance(answer, int), answer
         return answer
 
-    def step(self) -> tuple[StepPlan, list[Choice]]:
-        plan = self.scheduler.plan()
+    def step(self, now_s: float = 0.0) -> tuple[StepPlan, list[Choice]]:
+        plan = self.scheduler.plan(now_s)
         return plan, self.scheduler.commit(self.runner.execute(plan))
 
-    def finish(self) -> list[Choice]:
+    def finish(self, now_s: float = 0.0) -> list[Choice]:
         news = []
         while self.scheduler.has_work:
-            news += self.step()[1]
+            news += self.step(now_s)[1]
         return news
 
     def running(self) -> set[str]:
