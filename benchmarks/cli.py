@@ -11,20 +11,25 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import torch
 
+from benchmarks import api as apis
 from benchmarks import context as contexts
+from benchmarks import model as models
 from benchmarks import sections
 from benchmarks.checkpoint import model_folder
 from benchmarks.peers import ParityError
 from benchmarks.report import Machine, describe, machine
 from benchmarks.sections import Section
 from benchmarks.step import CLOCKS
+from engine.config import ConfigError
 
 EPILOG = """\
 examples:
   winnow bench step --profile
   winnow bench step --model embedded --batch 1 16 --context 1024 --json steps.json
   winnow bench peers --batch 1 8 --prompt 128
+  winnow bench model --layers 6                 full-width layers, on a Hopper GPU
   winnow bench all --output docs/benchmarks
 """
 MODELS = ("mid", "embedded")
@@ -36,12 +41,15 @@ def main(arguments: Sequence[str]) -> int:
     command = shlex.join(["winnow", "bench", *arguments])
     try:
         with model_folder(options.model) as folder:
-            here = machine(("torch", "transformers"), threads=options.threads)
+            here = machine(("torch", "transformers", "uvicorn"), threads=options.threads)
             print(describe(here), file=sys.stderr)
             found: list[Section] = options.run(options, folder, here)
     except ParityError as error:
         print(f"winnow bench: no times, since results differ: {error}", file=sys.stderr)
         return 1
+    except ConfigError as error:
+        print(f"winnow bench: {error}", file=sys.stderr)
+        return 2
     print(_report(here, command, found))
     if options.json:
         options.json.write_bytes(_json(here, command, found))
@@ -88,6 +96,27 @@ def _parser() -> argparse.ArgumentParser:
     growth.add_argument("--context", type=int, nargs="+", default=list(contexts.CONTEXTS))
     growth.add_argument("--steps", type=int, default=30, help="decode steps measured")
     growth.add_argument("--plot", type=Path, help="draw them into this file")
+
+    layers = commands.add_parser("model", help="few layers of full width, random FP8 weights")
+    layers.set_defaults(run=_model, model="embedded")
+    layers.add_argument("--layers", type=int, default=6)
+    layers.add_argument("--config", choices=("v3.2", "tiny"), default="v3.2", help="widths")
+    layers.add_argument("--batch", type=int, nargs="+", default=[1, 64], help="sequences")
+    layers.add_argument(
+        "--context", type=int, nargs="+", default=[2048, 8192, 32768, 131072], help="tokens of each"
+    )
+    layers.add_argument("--chunk", type=int, default=4096, help="tokens of a prefill step")
+    layers.add_argument("--steps", type=int, default=20, help="measured of each shape")
+    layers.add_argument("--enforce-eager", action="store_true", help="no CUDA graphs")
+    layers.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of a CPU")
+    layers.add_argument("--json", type=Path, help="also write the results to this file")
+
+    streams = commands.add_parser("api", help="streams of the API, beside a bare server")
+    streams.set_defaults(run=_api, model="embedded", threads=1)
+    streams.add_argument("--streams", type=int, default=256, help="at once")
+    streams.add_argument("--tokens", type=int, default=128, help="of each")
+    streams.add_argument("--idle", type=int, default=1000, help="streams that wait")
+    streams.add_argument("--json", type=Path, help="also write the results to this file")
 
     everything = commands.add_parser("all", help="all of these, as committed in docs/benchmarks")
     _common(everything, _all)
@@ -164,6 +193,15 @@ def _context(options: argparse.Namespace, folder: Path, here: Machine) -> list[S
         threads=options.threads,
     )
     return [one]
+
+
+def _model(options: argparse.Namespace, folder: Path, here: Machine) -> list[Section]:
+    torch.set_num_threads(options.threads)
+    return [models.section(options)]
+
+
+def _api(options: argparse.Namespace, folder: Path, here: Machine) -> list[Section]:
+    return [apis.section(options)]
 
 
 def _all(options: argparse.Namespace, folder: Path, here: Machine) -> list[Section]:

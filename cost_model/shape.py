@@ -66,6 +66,11 @@ class ModelShape(msgspec.Struct, frozen=True, kw_only=True):
         return self.index_topk > 0
 
     @property
+    def without_indexer(self) -> ModelShape:
+        """The same model when every token is attended to."""
+        return msgspec.structs.replace(self, index_n_heads=0, index_head_dim=0, index_topk=0)
+
+    @property
     def moe_layers(self) -> int:
         """Main layers with experts."""
         return self.num_hidden_layers - self.first_k_dense_replace

@@ -17,6 +17,8 @@ import msgspec
 
 from engine.config import ConfigError, EngineConfig
 from engine.core import EngineCore
+from engine.grammar import GrammarCompiler
+from engine.intake import Intake
 from engine.loading import load_replica
 from engine.messages import Failed, FromEngine, ToEngine
 from engine.model_config import CheckpointError
@@ -58,22 +60,26 @@ def _serve(connection: socket.socket, outbox: SimpleQueue[FromEngine | None]) ->
     replica = load_replica(msgspec.json.decode(first, type=EngineConfig))
     inbox: SimpleQueue[ToEngine | None] = SimpleQueue()
     core = EngineCore(replica.scheduler, replica.runner, inbox, outbox.put)
-    reader = threading.Thread(target=_read, args=(connection, core), name="reader", daemon=True)
+    compiler = GrammarCompiler(
+        replica.folder, replica.model.vocab_size, replica.defaults.eos_token_ids
+    )
+    intake = Intake(replica.scheduler, inbox, compiler)
+    reader = threading.Thread(target=_read, args=(connection, intake), name="reader", daemon=True)
     outbox.put(replica.ready)
     reader.start()
     core.run()
 
 
-def _read(connection: socket.socket, core: EngineCore) -> None:
-    """Decodes frames into the core's inbox; None at the end, so that the loop stops."""
+def _read(connection: socket.socket, intake: Intake) -> None:
+    """Decodes frames and hands them on until there are no more, so that the loop stops."""
     decoder = msgspec.msgpack.Decoder(ToEngine)
     try:
         while (payload := read_frame(connection)) is not None:
-            core.inbox.put(core.prepared(decoder.decode(payload)))
+            intake.take(decoder.decode(payload))
     except ConnectionError:
         pass  # the API is gone, as at end of file
     finally:
-        core.inbox.put(None)
+        intake.close()
 
 
 def _write(connection: socket.socket, outbox: SimpleQueue[FromEngine | None]) -> None:

@@ -3,12 +3,84 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from engine.config import PAGE_TOKENS
 from scheduler.plan import Form
+
+
+@dataclass(frozen=True)
+class KernelRows:
+    """A group's rows as the CUDA kernels read them: int32, on the device, made once a step.
+
+    B sequences, each with its next tokens, in their order.
+    """
+
+    tokens: slice | Tensor
+    """Which of the step's tokens: T' neighbours, or their places [T'] int64."""
+    page_tables: Tensor
+    """[B, P] int32; what stands behind a sequence's last page is never read."""
+    visible: Tensor
+    """[T'] int32: query t sees that many positions; 0 in a row that pads a batch."""
+    longest: int
+    """No row sees more."""
+    prefill: PrefillRows | None = None
+    """None: one token of every sequence."""
+
+
+@dataclass(frozen=True)
+class PrefillRows:
+    """What several tokens of a sequence add: their keys stand end to end, sequence by sequence."""
+
+    query_starts: Tensor
+    """[B + 1] int32: where each sequence's queries begin, and T'."""
+    key_starts: Tensor
+    """[B + 1] int32: where each sequence's visible keys begin, and their number S."""
+    requests: Tensor
+    """[T'] int32: the sequence of each query."""
+    first_keys: Tensor
+    """[T'] int32: where the keys of the query's sequence begin."""
+    last_keys: Tensor
+    """[T'] int32: first_keys + visible."""
+    context_slots: Tensor
+    """[S] int64: the cache slot of each key."""
+    most_queries: int
+    """Of one sequence."""
+
+    @classmethod
+    def of(
+        cls,
+        page_tables: Tensor,
+        visible: Tensor,
+        both: Tensor,
+        counts: list[int],
+        contexts: list[int],
+    ) -> PrefillRows:
+        """Sequences of `counts` queries each, the last of which sees `contexts` positions.
+
+        both [2, B] int32: the same two on the device. Nothing waits for the device.
+        """
+        device, sequences, keys = visible.device, len(counts), sum(contexts)
+        starts = torch.nn.functional.pad(both.cumsum(1, dtype=torch.int32), (1, 0))
+        order = torch.arange(sequences, dtype=torch.int32, device=device)
+        requests = order.repeat_interleave(both[0], output_size=sum(counts))
+        owners = order.repeat_interleave(both[1], output_size=keys)
+        first_keys = starts[1].index_select(0, requests)
+        places = torch.arange(keys, device=device) - starts[1].index_select(0, owners)
+        pages = page_tables[owners.long(), places // PAGE_TOKENS]
+        return cls(
+            # Copies begin at addresses that kernels were compiled for; a slice may not.
+            query_starts=starts[0].clone(),
+            key_starts=starts[1].clone(),
+            requests=requests,
+            first_keys=first_keys,
+            last_keys=first_keys + visible,
+            context_slots=pages.long() * PAGE_TOKENS + places % PAGE_TOKENS,
+            most_queries=max(counts),
+        )
 
 
 @dataclass(frozen=True)
@@ -29,6 +101,8 @@ class RowGroup:
     """[B] the sequences' slots, for probes."""
     bounds: tuple[int, int] | None = None
     """Smallest and largest of `visible`, on the host; None: read from the tensor when needed."""
+    staged: KernelRows | None = None
+    """The same rows for kernels, where whoever made the group had them."""
     _tables: dict[int, tuple[Tensor, bool]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -43,6 +117,19 @@ class RowGroup:
     @property
     def longest(self) -> int:
         return int(self.visible.max()) if self.bounds is None else self.bounds[1]
+
+    @cached_property
+    def kernel_rows(self) -> KernelRows:
+        """The group as kernels read it; layers share it."""
+        if self.staged is not None:
+            return self.staged
+        tables, visible = self.pages.int(), self.visible.int()
+        prefill = None
+        if self.tokens.shape[0] > self.pages.shape[0]:
+            counts, contexts = [self.tokens.shape[0]], [self.longest]
+            both = torch.tensor([counts, contexts], dtype=torch.int32, device=visible.device)
+            prefill = PrefillRows.of(tables, visible, both, counts, contexts)
+        return KernelRows(self.tokens, tables, visible, self.longest, prefill)
 
     def leading_slots(self, width: int) -> tuple[Tensor, bool]:
         """Returns the cache slots [T', width] of positions 0 to width - 1, -1 where not visible,
@@ -99,6 +186,8 @@ class Batch:
     groups: tuple[RowGroup, ...]
     sampled: Tensor
     """[S] int64: the tokens whose logits are wanted, in row order."""
+    padded: bool = False
+    """Tokens with slot -1 fill the batch up: they are computed, and written nowhere."""
 
 
 class PageTable:

@@ -15,7 +15,7 @@ import contextlib
 import os
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from types import TracebackType
 
@@ -30,10 +30,13 @@ from engine.messages import (
     FromEngine,
     Output,
     Outputs,
+    Profile,
+    Profiled,
     Ready,
     Refused,
     Shutdown,
     Snapshot,
+    Steps,
     Stop,
     Submit,
     ToEngine,
@@ -164,13 +167,18 @@ class EngineClient:
         self.process = process
         self.ready: Ready
         self.snapshot: Snapshot | None = None
+        self.heard_s = 0.0
+        """When the snapshot came, by the event loop's clock."""
         self.death: str | None = None
         """Why the engine is gone; None while it lives."""
+        self.on_steps: Callable[[Steps], None] = _ignore
+        """Is told of the steps that ran; must not raise."""
         self._reader, self._writer = reader, writer
         self._encoder = msgspec.msgpack.Encoder()
         self._generations: dict[str, Generation] = {}
         self._listener: asyncio.Task[None] | None = None
         self._silence_limit_s: float | None = None
+        self._profile: asyncio.Future[Profiled] | None = None
 
     @classmethod
     async def start(cls, config: EngineConfig) -> EngineClient:
@@ -238,6 +246,19 @@ class EngineClient:
     def turn_ended(self, message: TurnEnded) -> None:
         self._send(message)
 
+    async def profile(self, steps: int, file: str) -> Profiled:
+        """Returns once the engine has profiled its next `steps` steps into `file`, or cannot.
+
+        Raises EngineDead, and ValueError while another profile is taken.
+        """
+        if self.death is not None:
+            raise EngineDead(self.death)
+        if self._profile is not None and not self._profile.done():
+            raise ValueError("a profile is being taken")
+        self._profile = asyncio.get_running_loop().create_future()
+        self._send(Profile(steps, file))
+        return await asyncio.shield(self._profile)
+
     def forget(self, generation: Generation) -> None:
         """Drops a generation; aborts it unless it has finished."""
         if self._generations.pop(generation.id, None) and not generation.finished:
@@ -299,6 +320,12 @@ class EngineClient:
                         generation.fail(EngineRefused(message))
                 case Snapshot():
                     self.snapshot = message
+                    self.heard_s = asyncio.get_running_loop().time()
+                case Steps():
+                    self.on_steps(message)
+                case Profiled():
+                    if self._profile is not None and not self._profile.done():
+                        self._profile.set_result(message)
                 case Failed():
                     failed = message
                 case Ready():
@@ -326,6 +353,8 @@ class EngineClient:
         generations, self._generations = self._generations, {}
         for generation in generations.values():
             generation.fail(EngineDead(why))
+        if self._profile is not None and not self._profile.done():
+            self._profile.set_result(Profiled("", 0, why))
 
 
 # Where this package lies, installed or not, before whatever the environment asks for.
@@ -333,6 +362,10 @@ _PACKAGES = os.pathsep.join(
     filter(None, (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")))
 )
 _DECODER = msgspec.msgpack.Decoder(FromEngine)
+
+
+def _ignore(steps: Steps) -> None:
+    """Nobody counts."""
 
 
 def _merge(first: Output, second: Output) -> Output:

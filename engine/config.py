@@ -71,6 +71,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     --gpu-memory-utilization leaves."""
     gpu_memory_utilization: float = 0.9
     """Share of the CUDA device's memory the engine may fill, weights included."""
+    enforce_eager: bool = False
+    """Launch the kernels of a decode step one by one, without CUDA graphs."""
     enable_prefix_caching: bool = True
     """Keep pages of ended requests for later prompts that begin alike."""
     silence_limit_s: float = 300.0

@@ -12,14 +12,14 @@ import time
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 
-import msgspec
-
+from engine.intake import ReadySubmit
 from engine.messages import (
     Abort,
     Accepted,
     FromEngine,
     Output,
     Outputs,
+    Profile,
     Refused,
     Shutdown,
     Snapshot,
@@ -28,7 +28,9 @@ from engine.messages import (
     ToEngine,
     TurnEnded,
 )
+from engine.profiling import StepProfiler
 from engine.runner import Runner
+from engine.step_stats import StepRecorder
 from scheduler.admission import Backlog, until_drained_s
 from scheduler.drain import DrainRate
 from scheduler.outcome import Choice, Refusal
@@ -38,12 +40,6 @@ from scheduler.scheduler import Scheduler
 
 SNAPSHOT_INTERVAL_S = 0.25
 RATE_SMOOTHING = 0.2
-
-
-class KeyedSubmit(Submit, frozen=True, tag=True, omit_defaults=True):
-    """A Submit whose prompt was hashed outside the step loop; it never travels."""
-
-    keys: list[bytes] = []
 
 
 class Rates:
@@ -76,6 +72,8 @@ class EngineCore:
     """Ties scheduler and runner together; knows nothing of sockets.
 
     `inbox` holds decoded messages, None meaning that the API side has gone; `send` must not block.
+    `engine.intake` fills it: a Submit that comes another way is hashed here, and its grammar, if it
+    has one, is refused.
     """
 
     def __init__(
@@ -91,18 +89,11 @@ class EngineCore:
         self.drain = DrainRate()
         self.step = 0
         self.submits = 0
+        self.steps = StepRecorder()
+        self.profiler = StepProfiler()
+        self.kept_reasoning_tokens = self.dropped_reasoning_tokens = 0
         self._open = True
         self._next_snapshot_s = 0.0
-
-    def prepared(self, message: ToEngine) -> ToEngine:
-        """Returns the message for the inbox with its prompt hashed, if it has one.
-
-        Any thread may call it; the one that reads the socket does, so the loop does not wait.
-        """
-        if not isinstance(message, Submit):
-            return message
-        keys = self.scheduler.prompt_keys(message.token_ids, message.tenant, message.cache_salt)
-        return KeyedSubmit(**msgspec.structs.asdict(message), keys=keys)
 
     def run(self) -> None:
         """Runs until Shutdown or until the API side is gone."""
@@ -127,11 +118,12 @@ class EngineCore:
             case Submit():
                 self._submit(message)
             case Stop(id=request_id, choice=choice, at_token=at_token):
-                self._publish(self.scheduler.stop(request_id, choice, at_token))
+                self._end(self.scheduler.stop(request_id, choice, at_token))
             case Abort(id=request_id):
-                self._publish(self.scheduler.abort(request_id))
+                self._end(self.scheduler.abort(request_id))
             case TurnEnded():
                 flip = flip_point(message.spans) if _loses_reasoning(message) else None
+                self._count_reasoning(message)
                 self.scheduler.turn_ended(
                     message.id,
                     message.choice,
@@ -140,11 +132,34 @@ class EngineCore:
                     next_prefix=message.next_prefix,
                     now_s=time.monotonic(),
                 )
+            case Profile():
+                if (refused := self.profiler.start(message)) is not None:
+                    self.send(refused)
             case Shutdown() | None:
                 self._open = False
 
+    def _count_reasoning(self, message: TurnEnded) -> None:
+        tokens = sum(s.end - s.start for s in message.spans if s.kind == "reasoning")
+        if message.why == "tool_calls":
+            self.kept_reasoning_tokens += tokens
+        elif message.why == "answer":
+            self.dropped_reasoning_tokens += tokens
+
     def _submit(self, message: Submit) -> None:
         self.submits += 1
+        ready = message if isinstance(message, ReadySubmit) else None
+        if message.grammar is not None and (ready is None or ready.compiled is None):
+            reason = (ready and ready.grammar_error) or "it was not compiled"
+            self.send(
+                Refused(
+                    message.id,
+                    400,
+                    "invalid_grammar",
+                    f"The answer cannot be constrained as asked: {reason}.",
+                    message.grammar.param,
+                )
+            )
+            return
         answer = self.scheduler.submit(
             message.id,
             message.token_ids,
@@ -153,7 +168,7 @@ class EngineCore:
             priority=message.priority,
             tenant=message.tenant,
             cache_salt=message.cache_salt,
-            keys=message.keys if isinstance(message, KeyedSubmit) else None,
+            keys=ready.keys if ready is not None else None,
         )
         if isinstance(answer, Refusal):
             self.send(
@@ -167,6 +182,9 @@ class EngineCore:
                 )
             )
         else:
+            if ready is not None and ready.compiled is not None:
+                self.runner.grammars.add(message.id, ready.compiled, message.n)
+            self.steps.submitted(message.id, message.n, time.monotonic())
             self.send(Accepted(message.id, answer))
 
     def _retry_after_s(self, n: int) -> float:
@@ -178,24 +196,50 @@ class EngineCore:
     def _step(self) -> None:
         begin_s, backlog_tokens = time.monotonic(), self.scheduler.backlog_tokens
         plan = self.scheduler.plan(begin_s)
+        sums, predictor = self.scheduler.step_sums, self.scheduler.predictor
+        predicted_s = predictor.predict(sums) if predictor is not None else 0.0
         result = self.runner.execute(plan)
         self.step = plan.step
         self.rates.observe(plan, result)
         news = self.scheduler.commit(result)
-        self.drain.observe(
-            backlog_tokens, self.scheduler.backlog_tokens, time.monotonic() - begin_s
-        )
+        end_s = time.monotonic()
+        self.drain.observe(backlog_tokens, self.scheduler.backlog_tokens, end_s - begin_s)
+        self._publish(news)
+        if plan.rows:
+            self.steps.step(
+                plan,
+                sums,
+                news,
+                begin_s=begin_s,
+                end_s=end_s,
+                seconds=result.seconds,
+                predicted_s=predicted_s,
+                pre_warmed_tokens=self.scheduler.pre_warmer.computed_tokens,
+            )
+        self.steps.ended(news)
+        if (profiled := self.profiler.stepped()) is not None:
+            self.send(profiled)
+
+    def _end(self, news: list[Choice]) -> None:
+        """Choices ended between two steps."""
+        self.steps.ended(news)
         self._publish(news)
 
     def _publish(self, news: list[Choice]) -> None:
-        if news:
-            self.send(Outputs(self.step, [_output(choice) for choice in news]))
+        if not news:
+            return
+        for choice in news:
+            if choice.finish is not None:
+                self.runner.grammars.choice_ended(choice.request_id)
+        self.send(Outputs(self.step, [_output(choice) for choice in news]))
 
     def _report(self) -> None:
         now_s = time.monotonic()
         if now_s < self._next_snapshot_s:
             return
         self._next_snapshot_s = now_s + SNAPSHOT_INTERVAL_S
+        if (steps := self.steps.take()) is not None:
+            self.send(steps)
         self.send(self.snapshot())
 
     def snapshot(self) -> Snapshot:
@@ -220,6 +264,8 @@ class EngineCore:
             pre_warms=len(scheduler.pre_warmer),
             pre_warm_hit_tokens=scheduler.pre_warmer.hit_tokens,
             submits=self.submits,
+            kept_reasoning_tokens=self.kept_reasoning_tokens,
+            dropped_reasoning_tokens=self.dropped_reasoning_tokens,
         )
 
 

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from engine.cache import CacheLayout, PagedCache
 from engine.checkpoint import load_weights
 from engine.config import PAGE_TOKENS, ConfigError, EngineConfig
+from engine.hopper.support import obstacle
 from engine.hub import resolve_model
 from engine.messages import Ready
-from engine.model import DeepseekV32
+from engine.model import DeepseekV32, Network
 from engine.model_config import GenerationDefaults, ModelConfig, field_error
 from engine.runner import Runner
-from engine.step_time import step_predictor
+from engine.step_time import machine_of, step_predictor
+from engine.tensors import held_bytes
 from kernels.attention import WORKSPACE_BYTES
 from kernels.cache import CacheDtype
 from kernels.topk import PEAK_BYTES_PER_SCORE
@@ -25,10 +29,15 @@ from scheduler.config import SchedulerConfig
 from scheduler.forms import FormPolicy, break_even_tokens
 from scheduler.scheduler import Scheduler
 
+if TYPE_CHECKING:
+    from engine.hopper.replica import HopperParts
+
 IDLE_FACTOR = 4
 """Pages beyond this multiple of what running sequences can hold are not worth their memory."""
 CPU_CACHE_LIMIT_BYTES = 4 * 2**30
 MEMINFO = Path("/proc/meminfo")
+
+logger = logging.getLogger("winnow.engine")
 
 
 @dataclass(frozen=True)
@@ -61,21 +70,43 @@ def load_replica(config: EngineConfig, *, progress: bool = True) -> Replica:
         torch.set_num_threads(config.threads or _cores())
     dtype = _dtype(config, device)
     layout = _layout(config, device, dtype, model)
-    weights = load_weights(folder, model, dtype=dtype, device=device, progress=progress)
+    reason = obstacle(model, layout, dtype, device)
+    if device.type == "cuda":
+        _check_fits(config, model, dtype, device, keep_fp8=reason is None)
+        if reason is not None:
+            logger.warning("no kernels for Hopper, PyTorch's operators instead: %s", reason)
+    weights = load_weights(
+        folder, model, dtype=dtype, device=device, keep_fp8=reason is None, progress=progress
+    )
     # Several names may share one storage; count each once.
     storages = {
         w.untyped_storage().data_ptr(): w.untyped_storage().nbytes() for w in weights.values()
     }
     weights_bytes = sum(storages.values())
-    network = DeepseekV32(
-        model,
-        weights,
-        index_fp8=layout.index == "fp8",
-        select=config.attention != "dense",
-        batch_invariant=config.batch_invariant,
-    )
-    page_bytes = layout.page_bytes(model)
-    pages, max_model_len = _size(config, model, page_bytes, device)
+    forms, page_bytes = _forms(config, model, device), layout.page_bytes(model)
+    kernels: HopperParts | None = None
+    network: Network
+    if reason is None:
+        from engine.hopper.replica import HopperParts  # needs triton
+
+        kernels = HopperParts.load(config, model, weights, forms)
+        network, step_memory = kernels.network, kernels.memory(layout)
+        workspaces = {"steps": step_memory.workspace_bytes, "graphs": step_memory.graphs_bytes}
+        memory_bytes = config.kv_cache_bytes or step_memory.pages_bytes
+    else:
+        network = DeepseekV32(
+            model,
+            weights,
+            index_fp8=layout.index == "fp8",
+            select=config.attention != "dense",
+            batch_invariant=config.batch_invariant,
+        )
+        workspaces = {
+            "indexer_workspace": _selection_bytes(config),
+            "attention_workspace": 2 * WORKSPACE_BYTES,
+        }
+        memory_bytes = _cache_bytes(config, device)
+    pages, max_model_len = _size(config, model, page_bytes, memory_bytes)
     cache = PagedCache(model, layout, pages, compute_dtype=dtype, device=device)
     scheduler = Scheduler(
         SchedulerConfig(
@@ -86,7 +117,7 @@ def load_replica(config: EngineConfig, *, progress: bool = True) -> Replica:
             max_num_batched_tokens=config.max_num_batched_tokens,
             max_queued_requests=config.max_queued_requests,
             indexer_workspace_bytes=config.indexer_workspace_bytes,
-            forms=_forms(config, model),
+            forms=forms,
             eos_token_ids=defaults.eos_token_ids,
             prefix_caching=config.enable_prefix_caching,
             boot_secret=secrets.token_bytes(32),
@@ -110,17 +141,44 @@ def load_replica(config: EngineConfig, *, progress: bool = True) -> Replica:
             "weights": weights_bytes,
             "latent_pages": latent_bytes,
             "index_key_pages": pages * page_bytes - latent_bytes,
-            "indexer_workspace": _selection_bytes(config),
-            "attention_workspace": 2 * WORKSPACE_BYTES,
+            **workspaces,
         },
         device=str(device),
         dtype=str(dtype).removeprefix("torch."),
         max_queued_requests=config.max_queued_requests,
         max_queued_tokens=config.max_queued_tokens,
         pre_warms=config.enable_prefix_caching and config.max_pre_warms > 0,
+        machine=machine_of(device).name,
     )
-    runner = Runner(network, cache, eos_token_ids=defaults.eos_token_ids)
+    eos = defaults.eos_token_ids
+    if kernels is None:
+        runner = Runner(network, cache, eos_token_ids=eos)
+    else:
+        runner = kernels.runner(
+            cache, max_model_len=max_model_len, eos_token_ids=eos, progress=progress
+        )
     return Replica(folder, model, defaults, runner, scheduler, ready)
+
+
+def _check_fits(
+    config: EngineConfig,
+    model: ModelConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    keep_fp8: bool,
+) -> None:
+    """Raises ConfigError, before a weight is read, when the device cannot hold them all."""
+    weights_bytes = held_bytes(model, compute_bytes=dtype.itemsize, keep_fp8=keep_fp8)
+    total_bytes = torch.cuda.mem_get_info(device)[1]
+    limit_bytes = round(total_bytes * config.gpu_memory_utilization)
+    if weights_bytes > limit_bytes:
+        gib = 2**30
+        raise ConfigError(
+            f"the weights take {weights_bytes / gib:.1f} GiB; {torch.cuda.get_device_name(device)} "
+            f"has {total_bytes / gib:.1f} GiB, of which --gpu-memory-utilization "
+            f"{config.gpu_memory_utilization} allows {limit_bytes / gib:.1f}"
+        )
 
 
 def _cores() -> int:
@@ -142,7 +200,13 @@ def _device(config: EngineConfig) -> torch.device:
     return torch.device(name)
 
 
-def _forms(config: EngineConfig, model: ModelConfig) -> FormPolicy:
+CPU_BREAK_EVEN = 5
+"""Times further than multiply-adds alone say, a CPU expands: a few large products take a third of
+the time that as many multiply-adds take in small ones over gathered rows, and causality spares
+half of them. `winnow bench step` shows it in the prefill of 512 tokens."""
+
+
+def _forms(config: EngineConfig, model: ModelConfig, device: torch.device) -> FormPolicy:
     """How rows compute attention; batch-invariant: all in one form, whatever their length."""
     if config.batch_invariant:
         return FormPolicy("sparse", model.index_topk, break_even_tokens=0)
@@ -153,6 +217,8 @@ def _forms(config: EngineConfig, model: ModelConfig) -> FormPolicy:
         qk_nope=model.qk_nope_head_dim,
         v_head=model.v_head_dim,
     )
+    if device.type == "cpu":
+        break_even *= CPU_BREAK_EVEN
     return FormPolicy(config.attention, model.index_topk, break_even)
 
 
@@ -208,7 +274,7 @@ def _available_bytes() -> int:
 
 
 def _size(
-    config: EngineConfig, model: ModelConfig, page_bytes: int, device: torch.device
+    config: EngineConfig, model: ModelConfig, page_bytes: int, memory_bytes: int
 ) -> tuple[int, int]:
     """Returns (pages, max_model_len): as many pages as the memory holds and the limits can use."""
     longest = config.max_model_len or model.max_position_embeddings
@@ -217,7 +283,6 @@ def _size(
             f"--max-model-len is {longest}; the model's max_position_embeddings allows at most "
             f"{model.max_position_embeddings}"
         )
-    memory_bytes = _cache_bytes(config, device)
     useful = IDLE_FACTOR * config.max_num_seqs * -(-longest // PAGE_TOKENS)
     pages = min(memory_bytes // page_bytes, useful)
     if pages < 1:

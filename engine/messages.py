@@ -11,8 +11,8 @@ from typing import Literal
 
 import msgspec
 
-from scheduler.plan import TokenLogprobs
-from scheduler.request import FinishReason, Sampling, Span
+from scheduler.plan import Form, TokenLogprobs
+from scheduler.request import FinishReason, ReasoningBudget, Sampling, Span
 
 __all__ = [
     "Abort",
@@ -20,20 +20,40 @@ __all__ = [
     "Failed",
     "FinishReason",
     "FromEngine",
+    "Grammar",
     "Output",
     "Outputs",
+    "Profile",
+    "Profiled",
     "Ready",
+    "ReasoningBudget",
     "Refused",
     "Sampling",
     "Shutdown",
     "Snapshot",
     "Span",
+    "StepStats",
+    "Steps",
     "Stop",
     "Submit",
     "ToEngine",
     "TokenLogprobs",
     "TurnEnded",
 ]
+
+
+class Grammar(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What an answer must look like, from some point on."""
+
+    source: str
+    """A grammar as llguidance reads it. Control tokens stand in it by their ids, `<[128799]>`."""
+    after_token: int | None = None
+    """The grammar starts behind the first of these tokens; None: with the first token."""
+    required: bool = True
+    """Until it starts the choice may not end, and of the control tokens only `after_token` may
+    come. Otherwise nothing is constrained until then, and it need not start at all."""
+    param: str | None = None
+    """The request's field that asked for it; a refusal names it."""
 
 
 class Submit(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
@@ -50,6 +70,8 @@ class Submit(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     tenant: str = ""
     cache_salt: str = ""
     """Prefixes are shared only among requests with equal tenant and salt."""
+    grammar: Grammar | None = None
+    """Holds for every choice. Compiled before the request is queued; Refused if it cannot be."""
 
 
 class Stop(msgspec.Struct, frozen=True, tag=True):
@@ -78,6 +100,13 @@ class TurnEnded(msgspec.Struct, frozen=True, tag=True):
     """Token ids the next user turn will start with, when they are known."""
 
 
+class Profile(msgspec.Struct, frozen=True, tag=True):
+    """Profile the next `steps` steps into `file`; answered by one Profiled."""
+
+    steps: int
+    file: str
+
+
 class Shutdown(msgspec.Struct, frozen=True, tag=True):
     """Finish nothing more, exit."""
 
@@ -101,6 +130,8 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     """Prompt tokens that may wait to be computed."""
     pre_warms: bool = True
     """Whether TurnEnded.next_prefix is of any use."""
+    machine: str = "cpu"
+    """The device's data sheet in the cost model."""
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
@@ -175,7 +206,56 @@ class Snapshot(msgspec.Struct, frozen=True, tag=True):
     submits: int = 0
     """Submit messages taken in since the start, the refused ones too; those sent later are not in
     these numbers."""
+    kept_reasoning_tokens: int = 0
+    """Reasoning at the end of turns that wait for their tools, since the start: the next prompt
+    holds it."""
+    dropped_reasoning_tokens: int = 0
+    """Reasoning at the end of answered turns, since the start: the next prompt is without it."""
 
 
-ToEngine = Submit | Stop | Abort | TurnEnded | Shutdown
-FromEngine = Ready | Failed | Accepted | Refused | Outputs | Snapshot
+class StepStats(msgspec.Struct, frozen=True, array_like=True):
+    """What one step was. A token's context is what it can attend to, itself included."""
+
+    seconds: float
+    """Of its execution, as measured."""
+    predicted_s: float
+    """What it was to take; 0: nothing was predicted."""
+    overhead_s: float
+    """Of planning it and taking its tokens in."""
+    decode_rows: int
+    decode_context_tokens: int
+    """Sums over the decode rows, as the next two: of their contexts,"""
+    decode_selected_tokens: int
+    """of the tokens they attend to,"""
+    decode_scored_tokens: int
+    """of the tokens their indexer scores."""
+    prefills: list[tuple[int, int, Form]]
+    """(position of the first token, tokens, form of attention) of each prefill row."""
+    pre_warmed_tokens: int
+    """Of the prefilled ones, those of turns to come."""
+    first_tokens: int
+    """Choices that got their first token."""
+    gaps: list[tuple[float, int]]
+    """(seconds since the token before, tokens) for each distinct gap."""
+    waits_s: list[float]
+    """Of the choices that started, the time since they were queued."""
+    prompts: list[tuple[int, int]]
+    """Of the same choices, (prompt tokens, of these found in the cache)."""
+
+
+class Profiled(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+    """A profile is written, or why it is not."""
+
+    file: str
+    steps: int
+    error: str | None = None
+
+
+class Steps(msgspec.Struct, frozen=True, tag=True):
+    """The steps since the message before, in order; comes before each Snapshot, if any ran."""
+
+    steps: list[StepStats]
+
+
+ToEngine = Submit | Stop | Abort | TurnEnded | Profile | Shutdown
+FromEngine = Ready | Failed | Accepted | Refused | Outputs | Snapshot | Steps | Profiled

@@ -5,6 +5,8 @@ x = x + Attention(RMSNorm(x));   x = x + FeedForward(RMSNorm(x));   logits = hea
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,6 +20,17 @@ from kernels.linear import Linear
 from kernels.moe import SwiGlu
 from kernels.norm import rms_norm
 from kernels.rope import rope_table
+
+
+class Network(Protocol):
+    """What the runner needs of a model, on whatever operators it is built."""
+
+    config: ModelConfig
+    device: torch.device
+
+    def forward(self, batch: Batch, cache: PagedCache, probe: Probe | None = None) -> Tensor:
+        """Returns logits [S, vocab] float32 of the batch's sampled tokens; fills the cache."""
+        ...
 
 
 class DecoderLayer:

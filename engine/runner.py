@@ -6,8 +6,9 @@ plan -> mirrors -> batch -> logits -> tokens        no policy: the plan says wha
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,8 +17,10 @@ from engine.attention import Probe
 from engine.batch import Batch, PageTable, RowGroup
 from engine.cache import PagedCache
 from engine.config import PAGE_TOKENS
-from engine.model import DeepseekV32
-from engine.sampler import SamplerState, logprobs_of, sample
+from engine.grammar import Matcher, RunningGrammars
+from engine.model import Network
+from engine.sampler import NO_TOKEN, SamplerState, logprobs_of, sample
+from engine.token_masks import TokenMasks
 from scheduler.plan import Row, StepPlan, StepResult, TokenLogprobs
 
 GATHER_TOKENS = 1 << 17
@@ -34,6 +37,20 @@ class SlotMirror:
     token_ids: list[int]
     pages: list[int]
     sampler: SamplerState
+    matcher: Matcher | None = None
+
+
+class FlatRows(NamedTuple):
+    """A step's tokens on the host, row after row."""
+
+    token_ids: list[int]
+    positions: list[int]
+    slots: list[int]
+    """Where each token's latent row and index key go."""
+    sampled: list[int]
+    """The last token of each row that samples, in row order."""
+    first: list[int]
+    """Each row's first token."""
 
 
 class Runner:
@@ -41,7 +58,7 @@ class Runner:
 
     def __init__(
         self,
-        model: DeepseekV32,
+        model: Network,
         cache: PagedCache,
         *,
         eos_token_ids: tuple[int, ...] = (),
@@ -53,6 +70,9 @@ class Runner:
         self.device = model.device
         self.slots: dict[int, SlotMirror] = {}
         self.page_table = PageTable(self.device)
+        self.grammars = RunningGrammars()
+        """What choices of running requests have to follow."""
+        self._masks = TokenMasks(model.config.vocab_size, self.device)
         self.logits: torch.Tensor | None = None
         """Logits [S, vocab] of the last step's sampling rows, for tests and benchmarks."""
 
@@ -60,29 +80,43 @@ class Runner:
     def execute(self, plan: StepPlan) -> StepResult:
         """Returns the step's tokens; mirrors and cache advance.
 
-        Order of effects: forget, new slots, new pages, page copies, then the rows.
+        Order of effects: forget, new slots, new pages, page copies, then the rows. A row whose
+        grammar allows no token samples NO_TOKEN.
         """
         begin = time.perf_counter()
         self._prepare(plan)
         tokens: list[int] = [-1] * len(plan.rows)
         logprobs: list[TokenLogprobs | None] = [None] * len(plan.rows)
         if plan.rows:
-            batch = self._batch(plan.rows)
-            self.logits = self.model.forward(batch, self.cache, self.probe)
             sampling = [i for i, row in enumerate(plan.rows) if row.sample == "last"]
             mirrors = [self.slots[plan.rows[i].slot] for i in sampling]
+            # Both need no more than the tokens known so far, so they overlap.
+            masks = self._masks.begin([mirror.matcher for mirror in mirrors])
+            self.logits = self.compute(plan.rows)
             positions = [plan.rows[i].start + plan.rows[i].count for i in sampling]
             states = [mirror.sampler for mirror in mirrors]
-            drawn = sample(self.logits, states, positions) if sampling else []
+            allowed = masks.result() if masks is not None else None
+            drawn = sample(self.logits, states, positions, allowed) if sampling else []
             for i, mirror, token in zip(sampling, mirrors, drawn, strict=True):
-                mirror.token_ids.append(token)
                 tokens[i] = token
-            wanted = [state.sampling.logprobs for state in states]
+                if token == NO_TOKEN:
+                    continue
+                mirror.token_ids.append(token)
+                if mirror.matcher is not None:
+                    mirror.matcher.advance(token)
+            wanted = [
+                None if token == NO_TOKEN else state.sampling.logprobs
+                for state, token in zip(states, drawn, strict=True)
+            ]
             if any(top is not None for top in wanted):
                 found = logprobs_of(self.logits, drawn, wanted)
                 for i, line in zip(sampling, found, strict=True):
                     logprobs[i] = line
         return StepResult(plan.step, tokens, logprobs, time.perf_counter() - begin)
+
+    def compute(self, rows: tuple[Row, ...]) -> Tensor:
+        """Returns the logits [S, vocab] of the rows that sample; the cache takes all rows in."""
+        return self.model.forward(self._batch(rows), self.cache, self.probe)
 
     def _prepare(self, plan: StepPlan) -> None:
         for slot in plan.forget:
@@ -91,7 +125,8 @@ class Runner:
             state = SamplerState.start(
                 new.sampling, new.choice, new.token_ids, new.prompt_tokens, self.eos_token_ids
             )
-            self.slots[new.slot] = SlotMirror(list(new.token_ids), list(new.pages), state)
+            matcher = self.grammars.matcher(new.request_id, state.output_ids)
+            self.slots[new.slot] = SlotMirror(list(new.token_ids), list(new.pages), state, matcher)
             self.page_table.append(new.slot, 0, self.slots[new.slot].pages)
         for slot, pages in plan.prepare.new_pages:
             self.page_table.append(slot, len(self.slots[slot].pages), list(pages))
@@ -103,7 +138,8 @@ class Runner:
     def _ints(self, values: object) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self.device)
 
-    def _batch(self, rows: tuple[Row, ...]) -> Batch:
+    def _flat(self, rows: Sequence[Row]) -> FlatRows:
+        """The tokens of the rows, one after another."""
         token_ids: list[int] = []
         positions: list[int] = []
         slots: list[int] = []
@@ -126,6 +162,10 @@ class Runner:
                     slots += range(begin, min(end, (page + 1) * PAGE_TOKENS) + shift)
             if row.sample == "last":
                 sampled.append(len(token_ids) - 1)
+        return FlatRows(token_ids, positions, slots, sampled, first)
+
+    def _batch(self, rows: tuple[Row, ...]) -> Batch:
+        token_ids, positions, slots, sampled, first = self._flat(rows)
         # One tensor for all: the cost of making one hardly depends on its length.
         count = len(token_ids)
         every = self._ints(token_ids + positions + slots + sampled)

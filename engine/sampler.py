@@ -1,4 +1,4 @@
-"""From logits to tokens: penalties, temperature, filters, one draw per row.
+"""From logits to tokens: what is allowed, penalties, temperature, filters, one draw per row.
 
 A draw depends on its row alone: the noise is a hash of (seed, choice, position), so the same
 request gives the same tokens in any batch.
@@ -12,12 +12,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from engine.token_masks import AllowedTokens
 from scheduler.plan import TokenLogprobs
 from scheduler.request import Sampling
 
 _MASK = (1 << 64) - 1
 GREEDY_TEMPERATURE = 1e-5
 """Below it the most likely token is taken: dividing by less would overflow float32."""
+NO_TOKEN = -1
+"""Sampled where no token is allowed."""
 
 
 def uniform(seed: int, choice: int, position: int) -> float:
@@ -43,8 +46,12 @@ class SamplerState:
     prompt: frozenset[int] = frozenset()
     """Distinct prompt tokens, kept only when a repetition penalty needs them."""
     generated: Counter[int] = field(default_factory=Counter)
+    output_ids: list[int] = field(default_factory=list)
+    """The same tokens in order."""
     stop_tokens: tuple[int, ...] = ()
     """Tokens that may not be drawn before min_tokens."""
+    reasons: bool = False
+    """Has a reasoning budget, and nothing has ended its reasoning yet."""
 
     @classmethod
     def start(
@@ -57,33 +64,75 @@ class SamplerState:
     ) -> SamplerState:
         """The state of a slot whose known tokens are `token_ids`, the first ones its prompt."""
         repetition = sampling.repetition_penalty != 1.0
-        return cls(
+        state = cls(
             sampling,
             choice,
             frozenset(token_ids[:prompt_tokens]) if repetition else frozenset(),
-            Counter(token_ids[prompt_tokens:]),
-            (*(() if sampling.ignore_eos else eos_token_ids), *sampling.stop_token_ids),
+            stop_tokens=(*(() if sampling.ignore_eos else eos_token_ids), *sampling.stop_token_ids),
+            reasons=sampling.reasoning is not None,
         )
+        for token in token_ids[prompt_tokens:]:
+            state.add(token)
+        return state
+
+    def add(self, token: int) -> None:
+        """Takes in a token that was sampled."""
+        self.generated[token] += 1
+        self.output_ids.append(token)
+        budget = self.sampling.reasoning
+        if self.reasons and budget is not None:
+            self.reasons = token != budget.end_token and token not in budget.also_ended_by
+
+    @property
+    def must_end_reasoning(self) -> bool:
+        budget = self.sampling.reasoning
+        return self.reasons and budget is not None and len(self.output_ids) >= budget.max_tokens
+
+    @property
+    def restricted(self) -> bool:
+        """Whether some tokens may not be sampled next, whatever their logits are."""
+        s = self.sampling
+        return bool(s.allowed_token_ids or s.bad_words) or self.must_end_reasoning
 
 
-def sample(logits: Tensor, rows: list[SamplerState], positions: list[int]) -> list[int]:
-    """Returns one token per row and notes it in the row's state.
+def sample(
+    logits: Tensor,
+    rows: list[SamplerState],
+    positions: list[int],
+    allowed: AllowedTokens | None = None,
+) -> list[int]:
+    """Returns one token per row and notes it in the row's state; NO_TOKEN where none is allowed.
 
-    logits [S, vocab] float32, left unchanged; positions: the position each token will have.
+    logits [S, vocab] float32, left unchanged; positions: the position each token will have;
+    allowed: what grammars say of some of the rows.
     """
     adjusted = logits
-    if any(_adjusts(row) for row in rows):
+    constrained = set(allowed.rows) if allowed else set()
+    constrained.update(i for i, row in enumerate(rows) if row.restricted)
+    if constrained or any(_adjusts(row) for row in rows):
         adjusted = logits.clone()
-        for line, row in zip(adjusted, rows, strict=True):
-            _adjust(line, row)
+        if allowed:
+            adjusted[allowed.rows] = adjusted[allowed.rows].masked_fill(~allowed.tokens, -torch.inf)
+        for i, (line, row) in enumerate(zip(adjusted, rows, strict=True)):
+            if i in constrained:
+                _restrict(line, row)
+            _adjust(line, row, restricted=i in constrained)
     tokens = adjusted.argmax(-1).tolist()
-    drawn = [i for i, row in enumerate(rows) if row.sampling.temperature >= GREEDY_TEMPERATURE]
+    if constrained:
+        impossible = (adjusted.amax(-1) == -torch.inf).tolist()
+        tokens = [NO_TOKEN if no else t for t, no in zip(tokens, impossible, strict=True)]
+    drawn = [
+        i
+        for i, row in enumerate(rows)
+        if row.sampling.temperature >= GREEDY_TEMPERATURE and tokens[i] != NO_TOKEN
+    ]
     if drawn:
         draws = _draw(adjusted[drawn], [rows[i] for i in drawn], [positions[i] for i in drawn])
         for i, token in zip(drawn, draws, strict=True):
             tokens[i] = token
     for row, token in zip(rows, tokens, strict=True):
-        row.generated[token] += 1
+        if token != NO_TOKEN:
+            row.add(token)
     return tokens
 
 
@@ -113,12 +162,31 @@ def _adjusts(row: SamplerState) -> bool:
         or s.presence_penalty
         or s.repetition_penalty != 1.0
         or s.logit_bias
-        or (s.min_tokens and row.generated.total() < s.min_tokens)
+        or len(row.output_ids) < s.min_tokens
     )
 
 
-def _adjust(line: Tensor, row: SamplerState) -> None:
+def _restrict(line: Tensor, row: SamplerState) -> None:
+    """Leaves only the tokens that the request's own limits allow, in place on one row [vocab]."""
+    s = row.sampling
+    keep: list[int] | None = None
+    if s.reasoning is not None and row.must_end_reasoning:
+        keep = [s.reasoning.end_token]
+    elif s.allowed_token_ids:
+        keep = list(s.allowed_token_ids)
+    if keep is not None:
+        kept = line[keep]
+        line.fill_(-torch.inf)
+        line[keep] = kept
+    for *before, last in s.bad_words:
+        if not before or row.output_ids[-len(before) :] == before:
+            line[last] = -torch.inf
+
+
+def _adjust(line: Tensor, row: SamplerState, *, restricted: bool) -> None:
     """Penalties, bias and forbidden tokens, in place on one row [vocab].
+
+    restricted: not every token was allowed before.
 
     Source: OpenAI's definition of the frequency and presence penalties (generated tokens only);
     CTRL (Keskar et al. 2019) for the repetition penalty (prompt and generated tokens).
@@ -137,8 +205,13 @@ def _adjust(line: Tensor, row: SamplerState) -> None:
     if s.logit_bias:
         ids = torch.tensor(list(s.logit_bias), device=line.device)
         line[ids] += torch.tensor(list(s.logit_bias.values()), device=line.device)
-    if row.generated.total() < s.min_tokens and row.stop_tokens:
-        line[list(row.stop_tokens)] = -torch.inf
+    if len(row.output_ids) < s.min_tokens and row.stop_tokens:
+        stops = list(row.stop_tokens)
+        ends = line[stops]
+        line[stops] = -torch.inf
+        # Where a grammar has nothing more to say, an answer too short is better than none.
+        if restricted and (line == -torch.inf).all():
+            line[stops] = ends
 
 
 def _draw(logits: Tensor, rows: list[SamplerState], positions: list[int]) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Literal
 
@@ -51,6 +52,21 @@ def expected_tensors(config: ModelConfig) -> dict[str, TensorSpec]:
 def scale_shape(weight_shape: tuple[int, ...]) -> tuple[int, ...]:
     """Shape of the `weight_scale_inv` of an FP8 weight: one scale per block, ragged ones too."""
     return tuple(-(-size // FP8_BLOCK) for size in weight_shape)
+
+
+def held_bytes(config: ModelConfig, *, compute_bytes: int, keep_fp8: bool) -> int:
+    """Bytes of all weights once they are loaded, scales left out; shared ones count once.
+
+    compute_bytes: of one value in the compute dtype. keep_fp8: linears of a checkpoint in FP8 stay
+    so; those of another are loaded in the compute dtype before anything is quantised.
+    """
+    linear_bytes = 1 if keep_fp8 and config.quantization is not None else compute_bytes
+    sizes: dict[Role, int] = {"linear": linear_bytes, "compute": compute_bytes, "float32": 4}
+    return sum(
+        math.prod(spec.shape) * sizes[spec.role]
+        for spec in expected_tensors(config).values()
+        if spec.shared_with is None
+    )
 
 
 def _layer(config: ModelConfig, layer: int) -> Iterator[tuple[str, TensorSpec]]:

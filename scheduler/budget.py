@@ -34,6 +34,8 @@ class StepSums(msgspec.Struct):
     prefill_context_tokens: int = 0
     """Sum over the new tokens of the context each sees."""
     prefill_selected_tokens: int = 0
+    decode_scored_tokens: int = 0
+    """Context of the decode rows whose indexer scores it; no part of a prediction."""
 
     def add_chunk(self, start: int, count: int, top_k: int) -> None:
         """Adds `count` new tokens from position `start`."""
@@ -111,6 +113,7 @@ class Budget:
         self.sums.decode_rows += rows
         self.sums.decode_context_tokens += context_tokens
         self.sums.decode_selected_tokens += selected_tokens
+        self.sums.decode_scored_tokens += score_bytes // SCORE_BYTES
 
     def _fit_scores(self, start: int, count: int) -> int:
         """The most tokens up to `count` whose scores fit; rows without scores always do."""

@@ -91,7 +91,8 @@ class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
 class StepResult(msgspec.Struct, frozen=True):
     step: int
     token_ids: list[int]
-    """One per row; -1 where the row samples nothing."""
+    """One per row; -1 where the row samples nothing. A row that should have sampled, and could not,
+    has -1 too: its choice ends with an error."""
     logprobs: list[TokenLogprobs | None]
     seconds: float
     """Wall time of the step on the engine's side."""

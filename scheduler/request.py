@@ -8,9 +8,19 @@ import msgspec
 
 from scheduler.retention import Span
 
-__all__ = ["FinishReason", "Sampling", "Sequence", "Span"]
+__all__ = ["FinishReason", "ReasoningBudget", "Sampling", "Sequence", "Span"]
 
 FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+class ReasoningBudget(msgspec.Struct, frozen=True):
+    """How long a choice may reason before it is made to answer."""
+
+    max_tokens: int
+    """Generated tokens after which `end_token` is the only one that can be sampled."""
+    end_token: int
+    also_ended_by: tuple[int, ...] = ()
+    """Other tokens after which a choice reasons no more."""
 
 
 class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -40,6 +50,12 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
     """No stop token is sampled before this many tokens."""
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    allowed_token_ids: tuple[int, ...] = ()
+    """The only tokens that may be sampled; none: all may."""
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    """Token sequences of which the last token is not sampled behind the others."""
+    reasoning: ReasoningBudget | None = None
+    """For a prompt that ends in open reasoning."""
 
 
 class Sequence:

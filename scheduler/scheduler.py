@@ -11,7 +11,7 @@ import msgspec
 
 from scheduler.admission import Limits, Sizes, never_fits
 from scheduler.backlog import Backlog
-from scheduler.budget import Budget, Predictor
+from scheduler.budget import Budget, Predictor, StepSums
 from scheduler.config import SchedulerConfig
 from scheduler.fairness import ServiceCounters
 from scheduler.leaders import PrefixLeaders
@@ -91,6 +91,11 @@ class Scheduler:
     def running(self) -> list[Sequence]:
         """Sequences with a slot, those that decode first; the pre-warmed one is not among them."""
         return [*self._running.decoding.values(), *self._running.prefilling.values()]
+
+    @property
+    def step_sums(self) -> StepSums:
+        """Sums over the rows of the step that was planned last, committed or not."""
+        return self._step.sums
 
     @property
     def preemptions(self) -> int:
@@ -248,6 +253,9 @@ class Scheduler:
             sequence.computed_tokens = computed
             if computed == sequence.full_tokens:
                 self._running.page_full(sequence)
+            if token < 0:
+                news.append(self._fail(sequence))
+                continue
             output = sequence.output_ids
             output.append(token)
             if token in sequence.stop_tokens or len(output) >= sequence.output_limit:
@@ -271,6 +279,8 @@ class Scheduler:
 
     def _first_token(self, sequence: Sequence, token: int, logprob: TokenLogprobs | None) -> Choice:
         """The known tokens of a sequence are computed; it has its first new token."""
+        if token < 0:
+            return self._fail(sequence)
         self._running.decode(sequence)
         output = sequence.output_ids
         output.append(token)
@@ -289,6 +299,11 @@ class Scheduler:
         if token in sequence.stop_tokens:
             return Choice(request_id, choice, [token], own, "stop", token)
         return Choice(request_id, choice, [token], own, "length")
+
+    def _fail(self, sequence: Sequence) -> Choice:
+        """Ends a sequence that nothing could be sampled for."""
+        self._end(sequence)
+        return Choice(sequence.request_id, sequence.choice, [], None, "error")
 
     def _end(self, sequence: Sequence) -> None:
         """The sequence's pages go back; its request is forgotten with its last choice."""

@@ -35,7 +35,7 @@ WORD = 32
 _BITMASK_BLOCK = 1024
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["selected_stride", "word_count"])
 def dense_mha_kernel(
     q,
     k_nope,
@@ -65,6 +65,7 @@ def dense_mha_kernel(
     BLOCK_KEYS: tl.constexpr,
     MASKED: tl.constexpr,
     WORD: tl.constexpr,
+    COMPUTE: tl.constexpr,
 ):
     """One program per (block of rows, head, sequence)."""
     head = tl.program_id(1)
@@ -82,10 +83,12 @@ def dense_mha_kernel(
         before = key_count - query_count
         visible = tl.where(row_inside, before + row + 1, 0)
         q_row = q + token[:, None] * q_token_stride + head * q_head_stride
-        q_nope = tl.load(q_row + tl.arange(0, NOPE)[None, :], mask=row_inside[:, None], other=0.0)
+        q_nope = tl.load(
+            q_row + tl.arange(0, NOPE)[None, :], mask=row_inside[:, None], other=0.0
+        ).to(COMPUTE)
         q_rope = tl.load(
             q_row + NOPE + tl.arange(0, ROPE)[None, :], mask=row_inside[:, None], other=0.0
-        )
+        ).to(COMPUTE)
         words = token
         if MASKED:
             words = selected + token * selected_stride
@@ -103,8 +106,8 @@ def dense_mha_kernel(
                 whole if diagonal else 0, last_sees if diagonal else whole, BLOCK_KEYS
             ):
                 key = key_begin + first
-                k_tile = k_nope.load([key, head * k_head_stride])
-                k_rope_tile = k_rope.load([key, 0])
+                k_tile = k_nope.load([key, head * k_head_stride]).to(COMPUTE)
+                k_rope_tile = k_rope.load([key, 0]).to(COMPUTE)
                 scores = tl.dot(q_nope, k_tile.T)
                 scores = tl.dot(q_rope, k_rope_tile.T, scores)
                 if MASKED:
@@ -130,7 +133,8 @@ def dense_mha_kernel(
                     v_tile = tl.load(v_row, mask=(first + offset < key_count)[:, None], other=0.0)
                 else:
                     v_tile = v.load([key, head * v_head_stride])
-                total = tl.dot(to_dtype(p, v_tile.dtype), v_tile, total * shrink[:, None])
+                v_tile = v_tile.to(COMPUTE)
+                total = tl.dot(to_dtype(p, COMPUTE), v_tile, total * shrink[:, None])
                 top = next_top
         empty = mass == 0.0
         mass = tl.where(empty, 1.0, mass)
@@ -146,7 +150,7 @@ def dense_mha_kernel(
         )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length", "bitmask_stride"])
 def selection_bitmask_kernel(
     positions,
     bitmask,
@@ -235,6 +239,7 @@ def dense_mha(
         BLOCK_KEYS=block_keys,
         MASKED=selected is not None,
         WORD=WORD,
+        COMPUTE=_compute_dtype(q.dtype),
         num_warps=8,
         num_stages=2,
     )
@@ -267,6 +272,13 @@ def selection_bitmask(positions: Tensor, length: int) -> Tensor:
             num_warps=4,
         )
     return bitmask
+
+
+def _compute_dtype(dtype: torch.dtype) -> tl.dtype:
+    """What the products take: q's dtype, or float32 where the interpreter has no bfloat16."""
+    if dtype == torch.float16:
+        return tl.float16
+    return tl.float32 if triton.knobs.runtime.interpret else tl.bfloat16
 
 
 def _heads_descriptor(x: Tensor, block_keys: int) -> TensorDescriptor:
@@ -346,6 +358,7 @@ def _specialisation(masked: bool, budget: Budget) -> Specialisation:
         "BLOCK_KEYS": block_keys,
         "MASKED": masked,
         "WORD": WORD,
+        "COMPUTE": tl.bfloat16,
     }
     if masked:
         signature["selected"] = "*i32"

@@ -38,7 +38,7 @@ INVARIANT_SPLIT_POSITIONS = 4096
 """Positions of a part where results must not depend on the batch."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first_row", "page_tables_stride"])
 def dense_mla_kernel(
     q,
     cache,

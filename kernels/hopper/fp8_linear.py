@@ -31,6 +31,8 @@ SLABS_PER_PROGRAM = 4
 """Fewest slabs worth a program of their own, and its part of the sum."""
 SWAPPED_PROGRAMS_PER_SM = 3
 _SWAPPED_STAGES = {16: 6, 32: 6, 64: 4}
+VARYING = ["tokens", "slabs_per_split", "x_scale_slab_stride", "splits"]
+"""What differs from step to step: no variant is compiled for values of 1 or multiples of 16."""
 
 
 @triton.jit
@@ -45,7 +47,7 @@ def slab_scales(token_scales, inside, slab_stride, block_scales, slab, slabs):
     return token_scale, tl.load(block_scales + slab)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def fp8_linear_kernel(
     x,
     x_scales,
@@ -110,7 +112,7 @@ def fp8_linear_kernel(
         )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING[:-1])
 def fp8_linear_swapped_kernel(
     x,
     x_scales,
@@ -158,7 +160,7 @@ def fp8_linear_swapped_kernel(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits"])
 def sum_splits_kernel(parts, out, values, splits, BLOCK_VALUES: tl.constexpr):
     """out [values] = sum of parts [splits, values], first split first."""
     at = tl.program_id(0).to(tl.int64) * BLOCK_VALUES + tl.arange(0, BLOCK_VALUES)

@@ -36,7 +36,7 @@ SWAPPED_OUTPUTS = 64
 _SWAPPED_STAGES = {16: 6, 32: 6, 64: 4}
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["x_scale_slab_stride"])
 def grouped_linear_kernel(
     x,
     x_scales,
@@ -103,7 +103,7 @@ def grouped_linear_kernel(
         )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["x_scale_slab_stride"])
 def grouped_linear_swapped_kernel(
     x,
     x_scales,

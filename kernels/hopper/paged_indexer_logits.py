@@ -29,6 +29,8 @@ from kernels.hopper.specialisation import Budget, Specialisation
 
 ROWS = (1, 2, 3, 4)
 STAGES = 3
+LEAST_COLUMNS = 16
+"""Of a product's columns, rows times heads: with 8 the compiler takes no FP8 wgmma."""
 CTAS_PER_SM = 4
 """What the launch aims at: enough bytes in flight to keep the memory busy."""
 
@@ -220,7 +222,7 @@ def paged_logits(
             D=index_width,
             PAGE=page_tokens,
             ROWS=rows,
-            ROWS_POW2=triton.next_power_of_2(rows),
+            ROWS_POW2=max(triton.next_power_of_2(rows), LEAST_COLUMNS // heads),
             BLOCK_K=block_keys(rows),
             STAGES=STAGES,
             num_warps=WARPS,

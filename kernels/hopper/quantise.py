@@ -53,7 +53,7 @@ def _quantise_rows(tile):
     return to_e4m3(tile * inverse[:, None]), scale
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "scale_stride"])
 def quantise_kernel(
     x,
     values,
@@ -88,7 +88,7 @@ def quantise_kernel(
         tl.store(scales + group.to(tl.int64) * scale_stride + rows, scale, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["scale_stride"])
 def rms_norm_quantise_kernel(
     x,
     residual,

@@ -117,7 +117,7 @@ def route_kernel(
     tl.store(weights + to, chosen_scores * scaling, mask=rank < TOP_K)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pairs"])
 def count_pairs_kernel(experts, counts, pairs, BLOCK_PAIRS: tl.constexpr):
     """counts [E]: one program per expert counts its pairs."""
     expert = tl.program_id(0)
@@ -128,7 +128,7 @@ def count_pairs_kernel(experts, counts, pairs, BLOCK_PAIRS: tl.constexpr):
     tl.store(counts + expert, tl.sum(found, 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pairs"])
 def place_pairs_kernel(
     experts,
     counts,

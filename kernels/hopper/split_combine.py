@@ -52,7 +52,7 @@ def device_sms(device: torch.device) -> int:
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits"])
 def split_combine_kernel(
     partials,
     partials_lse,
@@ -143,19 +143,25 @@ def attend_in_splits(
     2, which are merged here, for as many rows at a time as the workspace has room for.
     """
     tokens, heads, _ = q.shape
+    step = max(1, WORKSPACE_BYTES // (splits * heads * latent * 4))
+
+    def merged(rows: slice) -> tuple[Tensor, Tensor]:
+        partials = torch.empty(rows.stop - rows.start, splits, heads, latent, device=q.device)
+        partials_lse = torch.empty(rows.stop - rows.start, splits, heads, device=q.device)
+        launch(rows, partials, partials_lse)
+        return split_combine(partials, partials_lse, out_dtype)
+
+    if splits > 1 and 0 < tokens <= step:
+        return merged(slice(0, tokens))
     out = torch.empty(tokens, heads, latent, dtype=out_dtype, device=q.device)
     lse = torch.empty(tokens, heads, dtype=torch.float32, device=q.device)
     if splits == 1:
         if tokens:
             launch(slice(0, tokens), out, lse)
         return out, lse
-    step = max(1, WORKSPACE_BYTES // (splits * heads * latent * 4))
     for begin in range(0, tokens, step):
         rows = slice(begin, min(begin + step, tokens))
-        partials = torch.empty(rows.stop - begin, splits, heads, latent, device=q.device)
-        partials_lse = torch.empty(rows.stop - begin, splits, heads, device=q.device)
-        launch(rows, partials, partials_lse)
-        out[rows], lse[rows] = split_combine(partials, partials_lse, out_dtype)
+        out[rows], lse[rows] = merged(rows)
     return out, lse
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from engine.core import EngineCore, KeyedSubmit, Rates
+from engine.core import EngineCore, Rates
+from engine.intake import Intake, ReadySubmit
 from engine.messages import (
     Abort,
     Accepted,
@@ -212,10 +213,10 @@ def test_rates_share_a_step_among_its_tokens() -> None:
 def test_a_prompt_hashed_outside_the_loop_finds_the_same_pages() -> None:
     talk = Conversation()
     first, second = Submit("a", prompt_of(200), SHORT), Submit("b", prompt_of(200), SHORT)
-    prepared = talk.core.prepared(second)
-    assert isinstance(prepared, KeyedSubmit) and len(prepared.keys) == 3
-    assert talk.core.prepared(Abort("x")) == Abort("x")
-    inbox = talk.inbox
+    inbox, hashed = talk.inbox, SimpleQueue[ToEngine | None]()
+    Intake(talk.replica.scheduler, hashed).take(second)
+    prepared = hashed.get()
+    assert isinstance(prepared, ReadySubmit) and len(prepared.keys) == 3
 
     def react(output: Output) -> None:
         if output.id == "a" and output.finish:

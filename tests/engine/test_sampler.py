@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from engine.sampler import SamplerState, logprobs_of, sample, uniform
-from scheduler.request import Sampling
+from engine.sampler import NO_TOKEN, SamplerState, logprobs_of, sample, uniform
+from engine.token_masks import AllowedTokens
+from scheduler.request import ReasoningBudget, Sampling
 
 VOCAB = 24
 
@@ -290,3 +291,98 @@ def test_each_row_gets_as_many_logprobs_as_it_asks_for() -> None:
     assert [None if line is None else len(line.top) for line in found] == [3, None, 0, 1]
     for row in (0, 2, 3):
         assert logprobs_of(logits[row : row + 1], [row + 1], [(3, 0, 0, 1)[row]]) == [found[row]]
+
+
+# ---------------------------------------------------------------- what is allowed
+
+
+def allow(rows: list[int], *tokens: list[int]) -> AllowedTokens:
+    """What grammars allow in these rows."""
+    masks = torch.zeros(len(rows), VOCAB, dtype=torch.bool)
+    for mask, allowed in zip(masks, tokens, strict=True):
+        mask[allowed] = True
+    return AllowedTokens(rows, masks)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_mask_holds_for_its_row_only(temperature: float) -> None:
+    logits = torch.stack([logits_of(seed) for seed in range(3)])
+    rows = [state(seed=seed, temperature=temperature) for seed in range(3)]
+    free = sample(logits, [state(seed=s, temperature=temperature) for s in range(3)], [4] * 3)
+    others = [token for token in range(VOCAB) if token != free[1]]
+    tokens = sample(logits, rows, [4] * 3, allow([1], others[:3]))
+    assert tokens[0] == free[0] and tokens[2] == free[2]
+    assert tokens[1] in others[:3]
+    assert torch.equal(logits[1], logits_of(1)), "left as it was"
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_row_without_any_token_samples_none(temperature: float) -> None:
+    logits = torch.stack([logits_of(0), logits_of(1)])
+    rows = [state(temperature=temperature), state(temperature=temperature)]
+    tokens = sample(logits, rows, [3, 3], allow([0], []))
+    assert tokens[0] == NO_TOKEN and 0 <= tokens[1] < VOCAB
+    assert (rows[0].output_ids, rows[1].output_ids) == ([], [tokens[1]])
+
+
+def test_penalties_and_bias_do_not_lift_a_mask() -> None:
+    how = {"logit_bias": {3: 100.0}, "repetition_penalty": 1.5, "frequency_penalty": -2.0}
+    row = state([3], [3, 3], temperature=0.0, **how)
+    assert sample(logits_of()[None], [row], [3], allow([0], [7])) == [7]
+
+
+def test_min_tokens_does_not_forbid_the_only_end_left() -> None:
+    row = state(min_tokens=5)
+    assert sample(logits_of()[None], [row], [1], allow([0], [1])) == [1]
+    assert sample(logits_of()[None], [state(min_tokens=5)], [1], allow([0], [1, 2])) == [2]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_only_allowed_tokens_are_sampled(temperature: float) -> None:
+    drawn = draws(logits_of(), 60, temperature=temperature, allowed_token_ids=(4, 9))
+    assert set(drawn) <= {4, 9}
+
+
+def test_a_bad_word_is_not_completed() -> None:
+    def next_of(generated: list[int], *words: tuple[int, ...]) -> int:
+        row = state([5, 6], generated, temperature=0.0, bad_words=words)
+        return sample(torch.tensor([[0.0, 1.0, 2.0, 3.0]]), [row], [2])[0]
+
+    assert next_of([], (3,)) == 2
+    assert next_of([1, 2], (1, 2, 3)) == 2
+    assert next_of([2, 1], (1, 2, 3)) == 3
+    assert next_of([2], (1, 2, 3)) == 3
+    assert next_of([1, 2], (1, 2, 3), (2, 2)) == 1
+    # The prompt's own words do not count.
+    assert next_of([], (5, 6, 3)) == 3
+
+
+# ---------------------------------------------------------------- the reasoning budget
+
+
+def reasoning(generated: list[int], max_tokens: int, **fields: Any) -> SamplerState:
+    budget = ReasoningBudget(max_tokens, 7, (8,))
+    return state([2, 3], generated, temperature=1.0, reasoning=budget, **fields)
+
+
+def test_a_spent_budget_ends_the_reasoning() -> None:
+    logits = logits_of()
+    logits[7] = -50.0
+    row = reasoning([], 2)
+    tokens = [sample(logits[None], [row], [position])[0] for position in range(2, 8)]
+    assert tokens[2] == 7 and 7 not in tokens[3:]
+    assert sample(logits[None], [reasoning([], 0)], [2]) == [7]
+
+
+@pytest.mark.parametrize("end", [7, 8])
+def test_reasoning_that_ended_by_itself_is_not_ended_again(end: int) -> None:
+    logits = logits_of()
+    logits[7] = -50.0
+    row = reasoning([4, end, 4, 4], 3)
+    assert sample(logits[None], [row], [6]) != [7]
+
+
+def test_the_budget_goes_before_the_allowed_tokens() -> None:
+    row = reasoning([4, 4], 2, allowed_token_ids=(4, 5))
+    assert sample(logits_of()[None], [row], [4]) == [7]
+    assert sample(logits_of()[None], [row], [5])[0] in (4, 5)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from scheduler.config import SchedulerConfig
@@ -384,3 +385,26 @@ def test_of_one_turn_the_last_pages_are_evicted_first(why: Any) -> None:
     replica.scheduler.turn_ended("a", 0, why, 0)
     ended(replica, "b", [2] * 27)  # takes the 5 free pages and 2 of a's
     assert replica.submit("c", [*prompt, 2]) == 12
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_row_that_sampled_nothing_ends_its_choice_with_an_error(steps: int) -> None:
+    replica = Replica()
+    replica.submit("a", PROMPT)
+    replica.submit("b", [1, 2, 3])
+    for _ in range(steps - 1):
+        replica.step()
+    plan = replica.scheduler.plan()
+    slots = {s.slot: s.request_id for s in replica.scheduler.running}
+    result = replica.runner.execute(plan)
+    failed = [
+        -1 if slots[row.slot] == "a" else token
+        for row, token in zip(plan.rows, result.token_ids, strict=True)
+    ]
+    news = replica.scheduler.commit(msgspec.structs.replace(result, token_ids=failed))
+    ended = {choice.request_id: (choice.token_ids, choice.finish) for choice in news}
+    assert ended["a"] == ([], "error")
+    assert ended["b"][1] is None and len(ended["b"][0]) == 1
+    assert [s.request_id for s in replica.scheduler.running] == ["b"]
+    replica.scheduler.abort("b")
+    assert replica.pool.live_pages == 0

@@ -1,0 +1,14 @@
+"""All cases of the benchmark."""
+
+from __future__ import annotations
+
+from kernels.bench import attention, indexer, memory, products
+from kernels.bench.case import Case
+
+
+def every_case() -> list[Case]:
+    """Returns the cases of every op, op by op."""
+    found: list[Case] = []
+    for module in (attention, indexer, products, memory):
+        found += module.cases()
+    return found
