@@ -21,7 +21,10 @@ HAS_NVIDIA := $(shell command -v nvidia-smi)
 # The environment variable, unlike -c, also holds the packages that build ours.
 PIP := PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --disable-pip-version-check --quiet
 
-.PHONY: help serve test check gpu bench kernels-report format clean
+# Other people's clients, that tests/clients drives; some cannot live in one environment.
+CLIENTS := .venv-clients/.installed .venv-clients-openai2/.installed
+
+.PHONY: help serve test check fuzz gpu bench bench-api kernels-report format clean dashboards pictures
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -35,24 +38,37 @@ test: $(VENV)/.test ## Lint, types and the tests that need nothing but this mach
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -m "not check and not gpu" $(ARGS)
 
-check: $(VENV)/.test ## The slower tests: a clean clone that serves, the whole window
+check: $(VENV)/.test $(CLIENTS) ## The slower tests: a clean clone that serves, the whole window, clients
 	$(BIN)/python -m pytest -m check $(ARGS)
 
-gpu: $(VENV)/.test ## The tests that need a CUDA device
-	$(BIN)/python -m pytest -m gpu $(ARGS)
+fuzz: $(VENV)/.test ## Mutated tool calls, prompts, schemas and bodies for FUZZ_MINUTES (10)
+	$(BIN)/python -m tests.fuzz.run --minutes $(or $(FUZZ_MINUTES),10) $(ARGS)
+
+gpu: $(VENV)/.test ## The tests that need a CUDA device, and the kernels' own tests on it
+	TRITON_INTERPRET=0 $(BIN)/python -m pytest -m gpu $(ARGS)
+	TRITON_INTERPRET=0 $(BIN)/python -m pytest tests/kernels/hopper $(ARGS)
 
 bench: $(VENV)/.test ## Measure this machine beside transformers; writes docs/benchmarks
 	$(BIN)/winnow bench all $(ARGS)
 
+bench-api: $(VENV)/.test ## Streams of the API beside a bare uvicorn and msgspec application
+	$(BIN)/winnow bench api $(ARGS)
+
 kernels-report: $(VENV)/.test ## What each kernel uses of a Hopper SM, compiled without a GPU
 	@$(BIN)/python -m kernels.hopper.report $(ARGS)
+
+dashboards: $(VENV)/.test ## Write Grafana's boards anew from deploy/grafana
+	@$(BIN)/python -m deploy.grafana.generate
+
+pictures: $(VENV)/.test ## Draw the boards of a server under load into docs/boards (needs prometheus)
+	WINNOW_BOARDS=docs/boards $(BIN)/python -m pytest -m check tests/deploy/test_prometheus.py
 
 format: $(VENV)/.test ## Rewrite the sources in the house style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean: ## Remove the environment, caches and build outputs
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean: ## Remove the environments, caches and build outputs
+	rm -rf $(VENV) $(dir $(CLIENTS)) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.python:
@@ -80,3 +96,11 @@ $(VENV)/.test: pyproject.toml constraints.txt $(VENV)/.torch
 	@echo "Installing Winnow with its development tools"
 	@$(PIP) -e '.[dev]'
 	@touch $(VENV)/.serve $@
+
+.venv-clients/.installed: tests/clients/requirements.txt
+.venv-clients-openai2/.installed: tests/clients/requirements-openai2.txt
+$(CLIENTS): | $(VENV)/.python
+	@echo "Installing the clients of $<"
+	@$(BIN)/python -m venv $(@D)
+	@$(@D)/bin/python -m pip install --disable-pip-version-check --quiet -r $<
+	@touch $@

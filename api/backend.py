@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from api.errors import ApiError
+from api.metrics.metrics import Metrics
 from api.response import Model, ModelList
 from api.service import ChatService
 from api.turn import engine_is_dead
@@ -23,6 +24,7 @@ class Backend:
         self.names = names
         self.created_s = int(time.time())
         self.service: ChatService | None = None
+        self.metrics = Metrics(names[0], draining=lambda: self.draining)
         self.draining = False
         """The server is about to stop: what runs may finish, nothing new should be sent here."""
 
@@ -62,7 +64,8 @@ class Backend:
 
     def info(self) -> dict[str, Any]:
         """Returns what is served, the memory equation in bytes, and the last engine snapshot."""
-        engine = self.require().engine
+        service = self.require()
+        engine = service.engine
         ready = msgspec.to_builtins(engine.ready)
         memory = ready.pop("memory")
         ready.pop("type", None)
@@ -71,6 +74,7 @@ class Backend:
             "model": self.names[0],
             **ready,
             "memory_bytes": memory,
+            "conversations": service.conversations.info(),
             "snapshot": None
             if engine.snapshot is None
             else {

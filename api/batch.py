@@ -18,10 +18,10 @@ from typing import BinaryIO, Literal
 
 import msgspec
 
+from api.chat_turn import ChatTurn
 from api.errors import ApiError, ErrorBody, from_validation
 from api.response import ChatCompletion
 from api.service import ChatService
-from api.turn import ChatTurn
 
 URL = "/v1/chat/completions"
 QUEUE_FULL_RETRY_S = 1.0

@@ -12,8 +12,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from api.batch import BatchCounts, run_batch
-from api.cli import ENGINE_GROUPS, model_name, set_up_logging
+from api.cli import ENGINE_GROUPS, model_name
 from api.errors import ApiError
+from api.logs import set_up_logging
 from api.options import HelpFormatter, add_options, build, read_values
 from api.service import ChatService, load_prompt_format
 from engine.client import (

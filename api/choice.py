@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from msgspec import UNSET
+import msgspec
+from msgspec import UNSET, UnsetType
 
 from api.chat.detokenizer import Detokenizer
 from api.chat.events import (
@@ -18,6 +20,7 @@ from api.chat.events import (
     ToolCallStart,
 )
 from api.chat.parser import OutputParser
+from api.chat.plain import PlainText
 from api.chat.stop import StopMatcher
 from api.logprobs import LogprobWriter
 from api.response import (
@@ -50,7 +53,7 @@ class Choice:
     def __init__(
         self,
         index: int,
-        parser: OutputParser,
+        parser: OutputParser | PlainText,
         detokenizer: Detokenizer,
         stops: StopMatcher,
         *,
@@ -59,9 +62,11 @@ class Choice:
         think_end_token_id: int,
         one_call: bool = False,
         logprobs: LogprobWriter | None = None,
+        return_token_ids: bool = False,
     ) -> None:
         """in_reasoning: the prompt ended in an open <think>. end_token_ids: end the answer and are
-        no part of its text. logprobs: None when they were not asked for."""
+        no part of its text. logprobs: None when they were not asked for. return_token_ids: pieces
+        carry the tokens they were made of."""
         self.index = index
         self.completion_tokens = 0
         self.reasoning_tokens = 0
@@ -79,6 +84,8 @@ class Choice:
         self._think_end_token_id = think_end_token_id
         self._one_call = one_call
         self._logprobs = logprobs
+        self._new_token_ids: list[int] | None = [] if return_token_ids else None
+        """Counted, and not yet handed out."""
         self._failure: ParseFailure | None = None
         self._pieces: list[ChunkChoice] = []
         self._unsent: deque[_Token] = deque()
@@ -95,6 +102,8 @@ class Choice:
             return []
         for position, token_id in enumerate(output.token_ids):
             self.completion_tokens += 1
+            if self._new_token_ids is not None:
+                self._new_token_ids.append(token_id)
             is_last = position + 1 == len(output.token_ids)
             if is_last and output.finish == "stop" and token_id in self._end_token_ids:
                 continue
@@ -208,6 +217,9 @@ class Choice:
 
     def _take_pieces(self) -> list[ChunkChoice]:
         pieces, self._pieces = self._pieces, []
+        if pieces and self._new_token_ids:
+            pieces[-1] = msgspec.structs.replace(pieces[-1], token_ids=self._new_token_ids)
+            self._new_token_ids = []
         return pieces
 
 
@@ -237,3 +249,9 @@ def join_logprobs(*parts: ChoiceLogprobs | None) -> ChoiceLogprobs | None:
     content = [entry for part in given for entry in part.content]
     reasoning = [entry for part in given for entry in part.reasoning_content or ()]
     return ChoiceLogprobs(content, None, reasoning or UNSET)
+
+
+def join_token_ids(pieces: Sequence[ChunkChoice]) -> list[int] | UnsetType:
+    """Returns the token ids of all pieces, in order; UNSET when they carry none."""
+    given = [piece.token_ids for piece in pieces if isinstance(piece.token_ids, list)]
+    return [token_id for token_ids in given for token_id in token_ids] if given else UNSET

@@ -19,14 +19,15 @@ FLOOR = -9999.0
 class LogprobWriter:
     """Turns the engine's log-probabilities into wire entries."""
 
-    def __init__(self, token_bytes: TokenBytes) -> None:
-        self._token_bytes = token_bytes
+    def __init__(self, token_bytes: TokenBytes, *, as_ids: bool = False) -> None:
+        """as_ids: tokens are named `token_id:17`, as vLLM does for `return_tokens_as_token_ids`."""
+        self._token_bytes, self._as_ids = token_bytes, as_ids
 
     def entry(self, token_id: int, logprobs: TokenLogprobs) -> TokenLogprob:
         """Returns the entry of one sampled token and the most likely ones beside it."""
         data = self._bytes_of(token_id)
         return TokenLogprob(
-            token=data.decode(errors="replace"),
+            token=self._name(token_id, data),
             logprob=_finite(logprobs.logprob),
             bytes=list(data),
             top_logprobs=[self._top(other, logprob) for other, logprob in logprobs.top],
@@ -34,7 +35,10 @@ class LogprobWriter:
 
     def _top(self, token_id: int, logprob: float) -> TopLogprob:
         data = self._bytes_of(token_id)
-        return TopLogprob(data.decode(errors="replace"), _finite(logprob), list(data))
+        return TopLogprob(self._name(token_id, data), _finite(logprob), list(data))
+
+    def _name(self, token_id: int, data: bytes) -> str:
+        return f"token_id:{token_id}" if self._as_ids else data.decode(errors="replace")
 
     def _bytes_of(self, token_id: int) -> bytes:
         try:

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 import msgspec
 
 from api.chat.encoding import Encoder, Prompt
-from api.chat.messages import Message, normalise_history
+from api.chat.messages import Message, last_user, normalise_history
 from engine.client import EngineClient
 from engine.messages import TurnEnded
-from scheduler.retention import flip_point, last_user_index
+from scheduler.retention import flip_point
 
 INLINE_CHARACTERS = 16 * 2**10
 """Longer turns are encoded on a thread, so that they do not hold up other streams."""
@@ -36,10 +36,10 @@ def next_prefix(
     when there is no user message: then there is no turn that could lose its reasoning.
     """
     history = normalise_history([*messages, Message("assistant", answer)])
-    last_user = last_user_index([message.role for message in history])
-    if last_user < 0:
+    opens_turn = last_user(history)
+    if opens_turn < 0:
         return None
-    turn = [_NEXT, *history[last_user + 1 :], _NEXT]
+    turn = [_NEXT, *history[opens_turn + 1 :], _NEXT]
     dropped = encoder.encode(turn, thinking=True).token_ids
     return prompt.token_ids[: flip_point(prompt.spans)] + dropped[_BEFORE:-_BEHIND]
 

@@ -24,6 +24,16 @@ Config = TypeVar("Config", bound=msgspec.Struct)
 
 OTHER = "other options"
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+METAVARS = {
+    "_bytes": "SIZE",
+    "_s": "SECONDS",
+    "_tokens": "TOKENS",
+    "_len": "TOKENS",
+    "_file": "FILE",
+    "_dir": "DIR",
+    "_endpoint": "URL",
+}
+"""How a field's name ends -> what its value is called in the help."""
 _SIZE = re.compile(r"(?i)(\d+(?:\.\d+)?)\s*([kmg]i?)?b?")
 
 
@@ -159,12 +169,10 @@ def _show_default(name: str, default: Any) -> str:
 
 
 def _metavar(name: str, kind: type) -> str:
-    for suffix, metavar in (("_bytes", "SIZE"), ("_s", "SECONDS"), ("_tokens", "TOKENS")):
+    for suffix, metavar in METAVARS.items():
         if name.endswith(suffix):
             return metavar
-    if name.endswith("_len"):
-        return "TOKENS"
-    return {int: "N", float: "X"}.get(kind, "FILE" if name.endswith("_file") else name.upper())
+    return {int: "N", float: "X"}.get(kind, name.upper())
 
 
 def _without_none(hint: Any) -> Any:

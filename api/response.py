@@ -13,6 +13,9 @@ from typing import Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from api.context_management import ContextReport
+from api.metrics.cost import RequestCost
+
 FinishReason = Literal["stop", "length", "tool_calls"]
 
 
@@ -74,10 +77,14 @@ class ChunkChoice(msgspec.Struct, frozen=True):
     """Extension of vLLM: the stop string that ended the content."""
     parse_error: ParseError | UnsetType = UNSET
     incomplete_reasoning: bool | UnsetType = UNSET
+    token_ids: list[int] | UnsetType = UNSET
+    """Extension of vLLM: the tokens sampled since the piece before, those that end included."""
 
 
 class PromptTokensDetails(msgspec.Struct, frozen=True):
     cached_tokens: int
+    restored_reasoning_tokens: int | UnsetType = UNSET
+    """Extension: reasoning of the running turn that the client did not send back; if any."""
 
 
 class CompletionTokensDetails(msgspec.Struct, frozen=True):
@@ -98,14 +105,18 @@ class Usage(msgspec.Struct, frozen=True):
     completion_tokens_details: CompletionTokensDetails
     prompt_cache_hit_tokens: int
     prompt_cache_miss_tokens: int
+    cost: RequestCost | UnsetType = UNSET
+    """Extension, with --usage-cost: what the tokens cost by the cost model."""
 
     @classmethod
-    def of(cls, prompt: int, cached: int, completion: int, reasoning: int) -> Usage:
+    def of(
+        cls, prompt: int, cached: int, completion: int, reasoning: int, restored: int = 0
+    ) -> Usage:
         return cls(
             prompt_tokens=prompt,
             completion_tokens=completion,
             total_tokens=prompt + completion,
-            prompt_tokens_details=PromptTokensDetails(cached),
+            prompt_tokens_details=PromptTokensDetails(cached, restored or UNSET),
             completion_tokens_details=CompletionTokensDetails(reasoning),
             prompt_cache_hit_tokens=cached,
             prompt_cache_miss_tokens=prompt - cached,
@@ -120,6 +131,10 @@ class ChatCompletionChunk(msgspec.Struct, frozen=True, kw_only=True):
     system_fingerprint: str
     choices: list[ChunkChoice]
     usage: Usage | UnsetType | None = UNSET
+    prompt_token_ids: list[int] | UnsetType = UNSET
+    """Extension of vLLM, in the first chunk."""
+    context_management: ContextReport | UnsetType = UNSET
+    """Extension, in the first chunk: what of the tool loop the model no longer sees."""
 
 
 class FunctionResult(msgspec.Struct, frozen=True):
@@ -151,6 +166,7 @@ class CompletionChoice(msgspec.Struct, frozen=True):
     stop_reason: str | UnsetType = UNSET
     parse_error: ParseError | UnsetType = UNSET
     incomplete_reasoning: bool | UnsetType = UNSET
+    token_ids: list[int] | UnsetType = UNSET
 
 
 class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
@@ -161,6 +177,8 @@ class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
     system_fingerprint: str
     choices: list[CompletionChoice]
     usage: Usage
+    prompt_token_ids: list[int] | UnsetType = UNSET
+    context_management: ContextReport | UnsetType = UNSET
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True):

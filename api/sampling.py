@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from api.errors import invalid
+from api.errors import invalid, unsupported
 from api.schema import ChatCompletionRequest
 from engine.client import GenerationDefaults
 from engine.messages import Sampling
 
 MAX_TOP_LOGPROBS = 20
+MAX_BAD_WORDS = 100
+MAX_BAD_WORD_CHARACTERS = 1000
 SEED_BITS = 63
 
 Number = TypeVar("Number", int, float)
@@ -24,11 +27,13 @@ def read_sampling(
     max_model_len: int,
     end_token_ids: tuple[int, ...],
     forbidden_token_ids: tuple[int, ...] = (),
+    encode_text: Callable[[str], Sequence[int]] | None = None,
 ) -> Sampling:
     """Returns how tokens are drawn. `max_tokens` is not yet clipped to the room the prompt leaves.
 
     defaults: what the checkpoint asks for where the request is silent. end_token_ids: tokens that
-    end an answer. forbidden_token_ids: tokens this request must not produce.
+    end an answer. forbidden_token_ids: tokens this request must not produce. encode_text: text to
+    token ids, needed for `bad_words`.
     Raises ApiError(400) naming the field, its value and its range.
     """
     stop_ids = request.stop_token_ids or []
@@ -61,6 +66,8 @@ def read_sampling(
         min_tokens=within(request.min_tokens or 0, 0, max_tokens, "min_tokens"),
         stop_token_ids=tuple(dict.fromkeys((*ends, *stop_ids))),
         ignore_eos=bool(request.ignore_eos),
+        allowed_token_ids=_allowed_token_ids(request.allowed_token_ids, vocab_size),
+        bad_words=_bad_words(request.bad_words or [], encode_text),
     )
 
 
@@ -99,6 +106,38 @@ def _max_tokens(
         if value is not None:
             return within(value, 1, max_model_len, param)
     return min(defaults.max_new_tokens or max_model_len, max_model_len)
+
+
+def _allowed_token_ids(token_ids: list[int] | None, vocab_size: int) -> tuple[int, ...]:
+    if token_ids is None:
+        return ()
+    if not token_ids:
+        raise invalid("allowed_token_ids must not be empty.", "allowed_token_ids", "empty_array")
+    for index, token_id in enumerate(token_ids):
+        within(token_id, 0, vocab_size - 1, f"allowed_token_ids[{index}]")
+    return tuple(dict.fromkeys(token_ids))
+
+
+def _bad_words(
+    words: list[str], encode_text: Callable[[str], Sequence[int]] | None
+) -> tuple[tuple[int, ...], ...]:
+    """The tokens of each word, at the start of a text and behind a space."""
+    if words and encode_text is None:
+        raise unsupported("bad_words", "bad_words")
+    if len(words) > MAX_BAD_WORDS:
+        raise invalid(f"bad_words has {len(words)} entries, over {MAX_BAD_WORDS}.", "bad_words")
+    found: dict[tuple[int, ...], None] = {}
+    for index, word in enumerate(words):
+        if not 1 <= len(word) <= MAX_BAD_WORD_CHARACTERS:
+            raise invalid(
+                f"A bad word has {len(word)} characters; it must have 1 to "
+                f"{MAX_BAD_WORD_CHARACTERS}.",
+                f"bad_words[{index}]",
+            )
+        assert encode_text is not None
+        for text in (word, " " + word.lstrip(" ")):
+            found[tuple(encode_text(text))] = None
+    return tuple(found)
 
 
 def _logprobs(request: ChatCompletionRequest) -> int | None:

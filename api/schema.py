@@ -12,6 +12,11 @@ from typing import Any, Literal
 
 import msgspec
 
+from api.answer_format import ResponseFormat, StructuredOutputs
+from api.context_management import ContextManagement
+from api.restoration import MissingReasoning
+from api.simulated_tools import ThinkingRetention
+
 ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
@@ -48,15 +53,13 @@ class StreamOptions(msgspec.Struct, frozen=True):
 
 class Thinking(msgspec.Struct, frozen=True):
     type: Literal["enabled", "disabled"]
+    budget_tokens: int | None = None
+    """Reasoning tokens after which the model is made to answer."""
 
 
 class TemplateOptions(msgspec.Struct, frozen=True):
     thinking: bool | None = None
     enable_thinking: bool | None = None
-
-
-class ResponseFormat(msgspec.Struct, frozen=True):
-    type: Literal["text", "json_object", "json_schema", "structural_tag"]
 
 
 class ChatCompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,6 +92,12 @@ class ChatCompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
     # DeepSeek
     thinking: Thinking | None = None
     user_id: str | None = None
+    # Winnow
+    missing_reasoning: MissingReasoning | None = None
+    thinking_retention: ThinkingRetention | None = None
+    retention_marker: str | list[str] | None = None
+    context_management: ContextManagement | None = None
+    lenient_tool_calls: bool | None = None
     # vLLM, SGLang
     chat_template_kwargs: TemplateOptions | None = None
     reasoning_effort: ReasoningEffort | None = None
@@ -97,9 +106,23 @@ class ChatCompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
     repetition_penalty: float | None = None
     min_tokens: int | None = None
     stop_token_ids: list[int] | None = None
+    allowed_token_ids: list[int] | None = None
+    bad_words: list[str] | None = None
     ignore_eos: bool | None = None
+    thinking_token_budget: int | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: str | dict[str, Any] | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    regex: str | None = None
+    ebnf: str | None = None
     priority: int | None = None
     cache_salt: str | None = None
+    continue_final_message: bool | None = None
+    add_generation_prompt: bool | None = None
+    return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
 
     modalities: list[str] | None = None
 
@@ -123,27 +146,16 @@ HARMLESS = frozenset(
 
 REFUSED = frozenset(
     {
-        "allowed_token_ids",
         "audio",
-        "bad_words",
         "chat_template",
-        "continue_final_message",
         "documents",
-        "ebnf",
         "echo",
         "function_call",
         "functions",
-        "guided_choice",
-        "guided_grammar",
-        "guided_json",
-        "guided_regex",
         "include_stop_str_in_output",
         "input_ids",
         "prompt_logprobs",
-        "regex",
         "stop_regex",
-        "structured_outputs",
-        "thinking_token_budget",
         "truncate_prompt_tokens",
         "use_beam_search",
         "web_search_options",

@@ -1,4 +1,4 @@
-"""From a request body to a running generation; shared by the HTTP server and the batch run.
+"""From a request body to running generations; shared by the HTTP server and the batch run.
 
 turn = await service.start(body)      # everything refusable is refused here
 async with turn:
@@ -9,39 +9,52 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import msgspec
 
-from api.admission import Deadline, Door
+from api import restoration
+from api.admission import Door
 from api.chat.detokenizer import Detokenizer, TokenBytes
 from api.chat.encoding import Encoder, Prompt, TokenizerError
-from api.chat.messages import Message, PromptError, check_history, normalise_history
+from api.chat.messages import Message, PromptError
 from api.chat.parser import OutputParser
+from api.chat.plain import PlainText
 from api.chat.stop import StopMatcher
 from api.chat.template import TemplateError
-from api.chat_request import ChatRequest, ModelFacts, read_chat_request
+from api.chat_request import ChatRequest, GenerationRequest, ModelFacts, read_chat_request
+from api.chat_turn import ChatTurn
 from api.choice import Choice
+from api.completions.request import CompletionRequest, read_completion_request
+from api.config import ChatConfig
+from api.context_management import SummaryNeeded
+from api.conversation import Conversations
 from api.errors import ApiError, invalid
+from api.grammar import Grammars
+from api.limits import charge_tokens
 from api.logprobs import LogprobWriter
+from api.metrics.metrics import Metrics
 from api.next_turn import TurnEnds
-from api.turn import ChatTurn, engine_is_dead
+from api.profiles import check_thinking, choose_profile
+from api.submission import Caller, Submitter, all_or_none
+from api.summary import Summariser
+from api.turn import Turn
 from engine.client import (
     CheckpointError,
     EngineClient,
-    EngineDead,
-    EngineRefused,
     GenerationDefaults,
 )
-from engine.messages import Submit
-from scheduler.admission import Sizes
 
 ReadRequest = Callable[[bytes, ModelFacts], ChatRequest]
 _MESSAGE = re.compile(r"messages\[(\d+)\]")
 
+MAX_NEW_SUMMARIES = 4
+"""Of one request; in a tool loop that is managed from its start, one is needed at a time."""
 INLINE_BODY_BYTES = 32 * 2**10
 """Longer bodies are read and encoded on a thread, so that they do not hold up other streams."""
 
@@ -70,7 +83,13 @@ class ChatService:
         encoder: Encoder,
         names: tuple[str, ...],
         defaults: GenerationDefaults,
+        config: ChatConfig | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
+        """metrics: of the server; None: nobody looks."""
+        config = config or ChatConfig()
+        self._requests = (metrics or Metrics(names[0])).requests
+        profile = choose_profile(config.model_profile, names[0])
         tokens, rows = encoder.tokenizer.get_vocab_size(), engine.ready.vocab_size
         if tokens > rows:
             raise CheckpointError(
@@ -81,15 +100,32 @@ class ChatService:
             names=names,
             vocab_size=engine.ready.vocab_size,
             max_model_len=engine.ready.max_model_len,
-            defaults=defaults,
+            defaults=msgspec.structs.replace(
+                defaults, max_new_tokens=defaults.max_new_tokens or profile.default_max_tokens
+            ),
             end_token_ids=tuple(dict.fromkeys((*encoder.stop_token_ids, *defaults.eos_token_ids))),
             call_token_ids=(encoder.dsml_token_id,),
+            thinking=profile.thinking == "always",
+            profile=profile,
+            max_reasoning_tokens=config.max_reasoning_tokens,
+            encode_text=encoder.encode_text,
+            shows_schemas=_shows_schemas(encoder),
         )
+        self.conversations = Conversations(encoder, engine.ready.max_model_len, profile, config)
+        self._lenient = config.lenient_tool_calls
         self._encoder = encoder
         self._door = Door(engine)
+        grammars = Grammars(encoder.think_end_token_id, encoder.dsml_token_id)
+        self._submitter = Submitter(engine, self._door, grammars)
+        self._summariser = Summariser(
+            engine,
+            encoder,
+            self._door,
+            instruction=config.summary_instruction,
+            max_tokens=config.summary_max_tokens,
+        )
         self._turn_ends = TurnEnds(engine, encoder)
         self._token_bytes = TokenBytes(encoder.tokenizer)
-        self._logprobs = LogprobWriter(self._token_bytes)
         ids = range(encoder.tokenizer.get_vocab_size())
         self._longest_token_bytes = max(len(self._token_bytes.of(token_id)) for token_id in ids)
         fingerprint = hashlib.sha256(repr((names[0], msgspec.to_builtins(engine.ready))).encode())
@@ -111,106 +147,159 @@ class ChatService:
         seconds from now in which the first token must come.
         Raises ApiError with the status, and the field at fault where there is one.
         """
-        begin_s = asyncio.get_running_loop().time()
-        if len(body) <= INLINE_BODY_BYTES:
-            request, prompt = self.prepare(body, read)
-        else:
-            request, prompt = await asyncio.to_thread(self.prepare, body, read)
-        owner, cache_salt = _owner(tenant, request)
-        sizes = Sizes(
-            prompt_tokens=len(prompt.token_ids),
-            n=request.n,
-            tenant=owner,
-            deadline_s=deadline_s,
+        caller = Caller.now(tenant, deadline_s)
+        turn_id = f"{id_prefix}{secrets.token_hex(12)}"
+        request, prompt = await self._prepared(body, read, turn_id, caller)
+        choices = [self._choice(index, request, prompt) for index in range(request.n)]
+        part = await self._submitter.submit(turn_id, request, prompt, choices, caller)
+        remember = None
+        if request.may_call and not request.continues:
+            remember = partial(
+                restoration.remember,
+                self.conversations.store,
+                owner_of(caller, request),
+                self._encoder,
+                in_reasoning=prompt.in_reasoning,
+            )
+        return ChatTurn(
+            self.engine,
+            turn_id,
+            request,
+            part,
+            self.system_fingerprint,
+            self._turn_ends,
+            self._submitter.deadline(request, prompt, caller),
+            remember,
+            self._requests.begin(caller.begin_s),
         )
-        deadline = None
-        if deadline_s is not None:
-            deadline = Deadline(self._door, sizes, begin_s + deadline_s)
-        request_id = f"{id_prefix}{secrets.token_hex(12)}"
-        return await self._submit(request_id, request, prompt, sizes, cache_salt, deadline)
+
+    async def _prepared(
+        self, body: bytes, read: ReadRequest, turn_id: str, caller: Caller
+    ) -> tuple[ChatRequest, Prompt]:
+        """Returns what `prepare` returns, once the model has written the summaries it takes."""
+        for number in itertools.count():
+            try:
+                if len(body) <= INLINE_BODY_BYTES:
+                    return self.prepare(body, read, caller.tenant)
+                return await asyncio.to_thread(self.prepare, body, read, caller.tenant)
+            except SummaryNeeded as needed:
+                if number == MAX_NEW_SUMMARIES:
+                    raise invalid(
+                        f"The history needs more than {number} summaries that were never made.",
+                        "context_management.strategy",
+                    ) from needed
+                request = await asyncio.to_thread(read, body, self.facts)
+                await self._summarise(needed, request, f"{turn_id}-summary-{number}", caller)
+        raise AssertionError("the loop above has no end")
+
+    async def _summarise(
+        self, needed: SummaryNeeded, request: ChatRequest, request_id: str, caller: Caller
+    ) -> None:
+        """Has the model write the summary that a prompt waits for. Raises ApiError."""
+        text, tokens = await self._summariser.summarise(
+            needed.trajectory,
+            request_id=request_id,
+            tools=request.functions or None,
+            tenant=caller.tenant or request.tenant,
+            cache_salt=caller.cache_salt(request),
+            priority=request.priority,
+        )
+        charge_tokens(tokens)
+        self.conversations.summaries.put(needed.key, text)
+
+    async def start_completion(
+        self, body: bytes, *, tenant: str = "", deadline_s: float | None = None
+    ) -> Turn[CompletionRequest]:
+        """Submits the prompts in `body` and returns them once the engine has accepted all of them.
+
+        Should one be refused, none is left running. Arguments and errors are those of `start`.
+        """
+        caller = Caller.now(tenant, deadline_s)
+        if len(body) <= INLINE_BODY_BYTES:
+            request, prompts = self.prepare_completion(body)
+        else:
+            request, prompts = await asyncio.to_thread(self.prepare_completion, body)
+        turn_id = f"cmpl-{secrets.token_hex(12)}"
+        submits = []
+        for place, prompt in enumerate(prompts):
+            part_id = turn_id if len(prompts) == 1 else f"{turn_id}-{place}"
+            first = place * request.n
+            choices = [self._plain_choice(first + k, request) for k in range(request.n)]
+            submits.append(self._submitter.submit(part_id, request, prompt, choices, caller))
+        parts = await all_or_none(submits)
+        return Turn(
+            self.engine,
+            turn_id,
+            request,
+            parts,
+            self.system_fingerprint,
+            self._submitter.deadline(request, prompts[0], caller),
+            self._requests.begin(caller.begin_s),
+        )
 
     def prepare(
-        self, body: bytes, read: ReadRequest = read_chat_request
+        self, body: bytes, read: ReadRequest = read_chat_request, tenant: str = ""
     ) -> tuple[ChatRequest, Prompt]:
-        """Returns the validated request and its prompt. Raises ApiError(400 or 404)."""
+        """Returns the validated request, with the conversation the model sees, and its prompt.
+
+        tenant: whose reasoning and summaries it may use. Raises ApiError(400 or 404), and
+        SummaryNeeded when the model has to write one first.
+        """
         request = read(body, self.facts)
+        check_thinking(self.facts.profile, request.thinking, "thinking")
+        if len(request.messages) > self.facts.max_model_len:
+            raise self._too_long(f"at least {len(request.messages)}", "messages")
         characters = sum(_characters(message) for message in request.messages)
-        if characters > self.facts.max_model_len * self._longest_token_bytes:
+        too_long = characters > self.facts.max_model_len * self._longest_token_bytes
+        if too_long and request.context_management is None:
             # A megabyte too long need not be tokenised to be refused.
-            raise self._too_long(f"at least {characters // self._longest_token_bytes}")
+            at_least = characters // self._longest_token_bytes
+            raise self._too_long(f"at least {at_least}", "messages")
+        owner = owner_of(Caller(tenant, None, 0.0), request)
         try:
-            check_history(request.messages, request.thinking)
-            prompt = self._encoder.encode(
-                normalise_history(request.messages),
-                tools=request.functions or None,
-                thinking=request.thinking,
-            )
+            request, prompt = self.conversations.prompt(request, owner)
         except PromptError as error:
-            raise invalid(error.message, _as_sent(error.param, request)) from error
+            raise invalid(error.message, _as_sent(error.param, request), error.code) from error
         except TemplateError as error:
             raise invalid(f"This checkpoint cannot take tools: {error}", "tools") from error
         if len(prompt.token_ids) >= self.facts.max_model_len:
-            raise self._too_long(str(len(prompt.token_ids)))
+            raise self._too_long(str(len(prompt.token_ids)), "messages")
         return request, prompt
 
-    def _too_long(self, tokens: str) -> ApiError:
+    def prepare_completion(self, body: bytes) -> tuple[CompletionRequest, list[Prompt]]:
+        """Returns the validated request and its prompts. Raises ApiError(400 or 404)."""
+        request = read_completion_request(body, self.facts)
+        prompts = []
+        for path, text in zip(request.prompt_paths, request.prompts, strict=True):
+            if len(text) > self.facts.max_model_len * self._longest_token_bytes:
+                raise self._too_long(f"at least {len(text) // self._longest_token_bytes}", path)
+            prompt = self.encode_raw(text, path, bos=request.bos)
+            if len(prompt.token_ids) >= self.facts.max_model_len:
+                raise self._too_long(str(len(prompt.token_ids)), path)
+            prompts.append(prompt)
+        return request, prompts
+
+    def encode_raw(self, text: str | Sequence[int], param: str, *, bos: bool = True) -> Prompt:
+        """Returns the prompt that is nothing but `text` or these token ids; see Encoder.encode_raw.
+
+        Raises ApiError(400) that names `param`.
+        """
+        try:
+            return self._encoder.encode_raw(text, bos=bos)
+        except PromptError as error:
+            raise invalid(error.message, param) from error
+
+    def decode(self, token_ids: Iterable[int]) -> str:
+        """Returns the text of tokens, special strings included; U+FFFD for what is no UTF-8."""
+        detokenizer = Detokenizer(self._token_bytes)
+        return detokenizer.feed(token_ids) + detokenizer.finish()
+
+    def _too_long(self, tokens: str, param: str) -> ApiError:
         return invalid(
             f"The prompt has {tokens} tokens; the window of {self.facts.max_model_len} tokens "
             "must hold it and at least one more.",
-            "messages",
+            param,
             "context_length_exceeded",
-        )
-
-    async def _submit(
-        self,
-        request_id: str,
-        request: ChatRequest,
-        prompt: Prompt,
-        sizes: Sizes,
-        cache_salt: str,
-        deadline: Deadline | None,
-    ) -> ChatTurn:
-        room = self.facts.max_model_len - len(prompt.token_ids)
-        sampling = request.sampling
-        max_tokens = min(sampling.max_tokens, room)
-        submit = Submit(
-            id=request_id,
-            token_ids=prompt.token_ids,
-            sampling=msgspec.structs.replace(
-                sampling, max_tokens=max_tokens, min_tokens=min(sampling.min_tokens, max_tokens)
-            ),
-            spans=prompt.spans,
-            n=request.n,
-            priority=request.priority,
-            tenant=sizes.tenant,
-            cache_salt=cache_salt,
-        )
-        # Before the engine has it: should this fail, nothing runs that nobody reads.
-        choices = [self._choice(index, request, prompt) for index in range(request.n)]
-        number = self._door.admit(sizes)
-        try:
-            generation = await self.engine.submit(submit)
-        except EngineDead as error:
-            raise engine_is_dead(error) from error
-        except EngineRefused as error:
-            raise ApiError(
-                error.status,
-                error.message,
-                param=error.param,
-                code=error.code,
-                retry_after=error.retry_after,
-            ) from error
-        self._door.accepted(number, generation.cached_tokens)
-        return ChatTurn(
-            self.engine,
-            generation,
-            request_id,
-            request,
-            prompt,
-            choices,
-            self.system_fingerprint,
-            self._turn_ends,
-            deadline,
         )
 
     def _choice(self, index: int, request: ChatRequest, prompt: Prompt) -> Choice:
@@ -220,6 +309,9 @@ class ChatService:
                 prompt.in_reasoning,
                 request.may_call,
                 tool_schemas=request.functions or None,
+                lenient=self._lenient
+                if request.lenient_tool_calls is None
+                else request.lenient_tool_calls,
             ),
             Detokenizer(self._token_bytes, self.facts.end_token_ids),
             StopMatcher(request.stops),
@@ -227,8 +319,36 @@ class ChatService:
             end_token_ids=frozenset(request.sampling.stop_token_ids),
             think_end_token_id=self._encoder.think_end_token_id,
             one_call=request.one_call,
-            logprobs=self._logprobs if request.sampling.logprobs is not None else None,
+            logprobs=self._logprobs(request),
+            return_token_ids=request.return_token_ids,
         )
+
+    def _logprobs(self, request: GenerationRequest) -> LogprobWriter | None:
+        if request.sampling.logprobs is None:
+            return None
+        return LogprobWriter(self._token_bytes, as_ids=request.tokens_as_ids)
+
+    def _plain_choice(self, index: int, request: CompletionRequest) -> Choice:
+        return Choice(
+            index,
+            PlainText(),
+            Detokenizer(self._token_bytes),
+            StopMatcher(request.stops),
+            in_reasoning=False,
+            end_token_ids=frozenset(request.sampling.stop_token_ids),
+            think_end_token_id=self._encoder.think_end_token_id,
+            logprobs=self._logprobs(request),
+            return_token_ids=request.return_token_ids,
+        )
+
+
+def _shows_schemas(encoder: Encoder) -> bool:
+    """Whether the checkpoint has a text that introduces the schema of an answer."""
+    try:
+        encoder.template.response_format_pieces({})
+    except TemplateError:
+        return False
+    return True
 
 
 def _as_sent(param: str | None, request: ChatRequest) -> str | None:
@@ -239,16 +359,10 @@ def _as_sent(param: str | None, request: ChatRequest) -> str | None:
     return request.message_paths[int(found[1])] + param[found.end() :]
 
 
-def _owner(tenant: str, request: ChatRequest) -> tuple[str, str]:
-    """Returns who the request counts for, and the salt of its prefixes.
-
-    With an API key that is the key: a client cannot get more by naming many users. They are then
-    kept apart in the cache only.
-    """
-    if not tenant:
-        return request.tenant, request.cache_salt
-    user = request.tenant
-    return tenant, f"{len(user)}:{user}{request.cache_salt}" if user else request.cache_salt
+def owner_of(caller: Caller, request: ChatRequest) -> str:
+    """Returns what a conversation's stored turns are kept under: who shares its cached prefixes."""
+    tenant = caller.tenant or request.tenant
+    return f"{len(tenant)}:{tenant}{caller.cache_salt(request)}"
 
 
 def _characters(message: Message) -> int:

@@ -28,6 +28,12 @@ def event(message: msgspec.Struct) -> bytes:
     return b"data: " + _encoder.encode(message) + b"\n\n"
 
 
+def named_event(message: msgspec.Struct) -> bytes:
+    """Returns one server-sent event with the message's tag as its name; clients dispatch on it."""
+    name = str(message.__struct_config__.tag).encode()
+    return b"event: " + name + b"\n" + event(message)
+
+
 class Wire(NamedTuple):
     """How a dialect writes its stream."""
 

@@ -1,35 +1,31 @@
-"""One accepted request on its way to the client: as chunks, or as one answer."""
+"""One accepted request on its way to the client: its prompts, their generations and choices."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from types import TracebackType
-from typing import Literal
+from typing import Generic, Literal, NamedTuple, Self, TypeVar
 
 import msgspec
 from msgspec import UNSET
 
 from api.admission import Deadline
 from api.chat.encoding import Prompt
-from api.chat_request import ChatRequest
-from api.choice import Choice, join_logprobs
+from api.chat_request import GenerationRequest
+from api.choice import Choice
 from api.errors import ApiError
-from api.next_turn import TurnEnds
-from api.response import (
-    AssistantMessage,
-    ChatCompletion,
-    ChatCompletionChunk,
-    ChunkChoice,
-    CompletionChoice,
-    Delta,
-    FunctionResult,
-    ToolCallResult,
-    Usage,
-)
+from api.limits import charge_tokens
+from api.merge import merged
+from api.metrics.ended import Ended, Operation
+from api.metrics.requests import Measured
+from api.response import ChunkChoice, Usage
 from engine.client import EngineClient, EngineDead, Generation
 from engine.messages import Output, Span, TurnEnded
+
+R = TypeVar("R", bound=GenerationRequest)
 
 
 def engine_is_dead(reason: object) -> ApiError:
@@ -37,36 +33,47 @@ def engine_is_dead(reason: object) -> ApiError:
     return ApiError(503, f"The engine died: {reason}", code="engine_dead", retry_after=30)
 
 
-class ChatTurn:
-    """A running generation and its choices. Leaving its context frees what the request holds."""
+class Part(NamedTuple):
+    """One prompt of a request, and what answers it."""
+
+    id: str
+    """The engine's name for it."""
+    prompt: Prompt
+    generation: Generation
+    choices: list[Choice]
+
+
+class Turn(Generic[R]):
+    """A running request. Leaving its context frees what it holds."""
+
+    operation: Operation = "text_completion"
 
     def __init__(
         self,
         engine: EngineClient,
-        generation: Generation,
-        request_id: str,
-        request: ChatRequest,
-        prompt: Prompt,
-        choices: Sequence[Choice],
+        turn_id: str,
+        request: R,
+        parts: Sequence[Part],
         system_fingerprint: str,
-        turn_ends: TurnEnds,
         deadline: Deadline | None = None,
+        measured: Measured | None = None,
     ) -> None:
-        self.id = request_id
+        """parts: one per prompt; all of them together have dense choice indexes from 0. measured:
+        is told how it goes; None: nobody counts."""
+        self.id = turn_id
         self.request = request
         self.created_s = int(time.time())
+        self.parts = parts
+        self.system_fingerprint = system_fingerprint
         self._engine = engine
-        self._generation = generation
-        self._prompt = prompt
-        self._choices = choices
-        self._system_fingerprint = system_fingerprint
-        self._turn_ends = turn_ends
+        self._part = {part.id: part for part in parts}
         self._deadline = deadline
-        self._answer: list[str] = []
-        """The visible text so far, when there is one choice: the next turn will hold it."""
+        self._measured = measured
+        self._generations = contextlib.AsyncExitStack()
 
-    async def __aenter__(self) -> ChatTurn:
-        await self._generation.__aenter__()
+    async def __aenter__(self) -> Self:
+        for part in self.parts:
+            await self._generations.enter_async_context(part.generation)
         return self
 
     async def __aexit__(
@@ -75,55 +82,41 @@ class ChatTurn:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self._generation.__aexit__(kind, error, traceback)
+        try:
+            usage = self.usage
+            charge_tokens(usage.total_tokens)
+            self._measure_end(usage)
+        finally:
+            await self._generations.__aexit__(kind, error, traceback)
+
+    @property
+    def choices(self) -> Iterator[Choice]:
+        """The choices of all prompts, in the order of their indexes."""
+        return (choice for part in self.parts for choice in part.choices)
 
     @property
     def usage(self) -> Usage:
-        return Usage.of(
-            prompt=len(self._prompt.token_ids),
-            cached=self._generation.cached_tokens,
-            completion=sum(choice.completion_tokens for choice in self._choices),
-            reasoning=sum(choice.reasoning_tokens for choice in self._choices),
+        """What was used so far; each prompt counts once, whatever the number of its choices."""
+        choices = list(self.choices)
+        usage = Usage.of(
+            prompt=sum(len(part.prompt.token_ids) for part in self.parts),
+            cached=sum(part.generation.cached_tokens for part in self.parts),
+            completion=sum(choice.completion_tokens for choice in choices),
+            reasoning=sum(choice.reasoning_tokens for choice in choices),
         )
-
-    async def chunks(self) -> AsyncGenerator[ChatCompletionChunk, None]:
-        """Yields the stream: every choice's role in index order, its pieces, usage if asked for.
-
-        Raises ApiError when the engine fails on the way.
-        """
-        for choice in self._choices:
-            yield self._chunk([ChunkChoice(choice.index, Delta(role="assistant", content=""))])
-        async for piece in self.pieces():
-            yield self._chunk([piece])
-        if self.request.include_usage:
-            yield msgspec.structs.replace(self._chunk([]), usage=self.usage)
-
-    async def completion(self) -> ChatCompletion:
-        """Returns the whole answer. Raises ApiError when the engine fails on the way."""
-        pieces: list[list[ChunkChoice]] = [[] for _ in self._choices]
-        async for piece in self.pieces():
-            pieces[piece.index].append(piece)
-        return ChatCompletion(
-            id=self.id,
-            created=self.created_s,
-            model=self.request.model,
-            system_fingerprint=self._system_fingerprint,
-            choices=[
-                _whole(own, choice.complete_calls)
-                for own, choice in zip(pieces, self._choices, strict=True)
-            ],
-            usage=self.usage,
+        if self._measured is None:
+            return usage
+        cost = self._measured.cost(
+            [
+                (
+                    len(part.prompt.token_ids),
+                    part.generation.cached_tokens,
+                    [choice.completion_tokens for choice in part.choices],
+                )
+                for part in self.parts
+            ]
         )
-
-    def _chunk(self, choices: list[ChunkChoice]) -> ChatCompletionChunk:
-        return ChatCompletionChunk(
-            id=self.id,
-            created=self.created_s,
-            model=self.request.model,
-            system_fingerprint=self._system_fingerprint,
-            choices=choices,
-            usage=None if self.request.include_usage else UNSET,
-        )
+        return usage if cost is UNSET else msgspec.structs.replace(usage, cost=cost)
 
     async def pieces(self) -> AsyncGenerator[ChunkChoice, None]:
         """Yields what the choices say, as it comes; the last piece of each has a finish_reason.
@@ -131,14 +124,16 @@ class ChatTurn:
         Raises ApiError when the engine fails on the way.
         """
         try:
-            news = aiter(self._generation)
-            outputs = await self._first(news)
-            while outputs:
-                for output in outputs:
-                    for piece in self._read(output):
-                        yield piece
-                outputs = await anext(news, [])
+            generations = [part.generation for part in self.parts]
+            async with contextlib.aclosing(merged(generations)) as news:
+                outputs = await self._first(news)
+                while outputs:
+                    for output in outputs:
+                        for piece in self._read(output):
+                            yield piece
+                    outputs = await anext(news, [])
         except EngineDead as error:
+            self._failed()
             raise engine_is_dead(error) from error
 
     async def _first(self, news: AsyncIterator[list[Output]]) -> list[Output]:
@@ -149,85 +144,56 @@ class ChatTurn:
             async with asyncio.timeout_at(self._deadline.at_s):
                 return await anext(news, [])
         except TimeoutError:
+            self._failed()
             raise self._deadline.missed() from None
 
     def _read(self, output: Output) -> list[ChunkChoice]:
-        choice = self._choices[output.choice]
+        part = self._part[output.id]
+        choice = part.choices[output.choice]
         was_finished = choice.finish_reason is not None
+        if self._measured is not None and output.token_ids:
+            self._measured.token()
         if not was_finished and output.finish in ("abort", "error"):
+            self._failed()
             raise ApiError(500, "The engine gave up on this request.", code="engine_error")
         pieces = choice.feed(output)
         if choice.cut_at is not None and not was_finished and output.finish is None:
-            self._engine.stop(self.id, choice.index, choice.cut_at)
-        if len(self._choices) == 1 and self._prompt.in_reasoning:
-            self._answer += (p.delta.content for p in pieces if isinstance(p.delta.content, str))
+            self._engine.stop(output.id, output.choice, choice.cut_at)
+        self._note(pieces)
         if output.finish is not None:
-            self._end(choice)
+            self._end(part, output.choice)
         return pieces
 
-    def _end(self, choice: Choice) -> None:
-        """Tells what has become of the choice, and what the next user message will find.
+    def _failed(self) -> None:
+        if self._measured is not None:
+            self._measured.failed = True
 
-        Several choices have no next turn yet: nobody knows which of them will be taken up.
-        """
-        ended = self._turn_ended(choice)
-        answered = ended.why == "answer" and len(self._choices) == 1 and self._prompt.in_reasoning
-        answer = "".join(self._answer) if answered and not choice.complete_calls else None
-        self._turn_ends.tell(ended, self._prompt, self.request.messages, answer)
+    def _measure_end(self, usage: Usage) -> None:
+        if self._measured is not None:
+            restored = usage.prompt_tokens_details.restored_reasoning_tokens
+            self._measured.end(
+                Ended(
+                    self.operation,
+                    self.id,
+                    self.request.model,
+                    self.request.sampling,
+                    self.request.stream,
+                    [len(part.prompt.token_ids) for part in self.parts],
+                    [(choice.finish_reason, choice.completion_tokens) for choice in self.choices],
+                    usage.prompt_tokens_details.cached_tokens,
+                    usage.completion_tokens_details.reasoning_tokens,
+                    0 if restored is UNSET else restored,
+                )
+            )
 
-    def _turn_ended(self, choice: Choice) -> TurnEnded:
-        why: Literal["tool_calls", "length", "answer"] = "answer"
-        if choice.finish_reason in ("tool_calls", "length"):
-            why = choice.finish_reason
-        start = len(self._prompt.token_ids)
-        answer = start + choice.reasoning_tokens
-        end = start + choice.completion_tokens
-        # What follows an open <think> flips with the next user message; the rest only grows.
-        if not self._prompt.in_reasoning:
-            generated = [Span(start, end, "stable")]
-        else:
-            kind: Literal["tool", "answer"] = "tool" if choice.complete_calls else "answer"
-            generated = [Span(start, answer, "reasoning"), Span(answer, end, kind)]
-        spans = [*self._prompt.spans, *(span for span in generated if span.start < span.end)]
-        return TurnEnded(self.id, choice.index, why, spans)
+    def _note(self, pieces: Sequence[ChunkChoice]) -> None:
+        """Hears what is handed out."""
 
-
-def _whole(pieces: Sequence[ChunkChoice], complete_calls: Sequence[int]) -> CompletionChoice:
-    """Returns the choice whose pieces these are; calls the model did not complete are left out."""
-    content: list[str] = []
-    reasoning: list[str] = []
-    names: dict[int, tuple[str, str]] = {}
-    arguments: dict[int, list[str]] = {}
-    for piece in pieces:
-        delta = piece.delta
-        if isinstance(delta.content, str):
-            content.append(delta.content)
-        if isinstance(delta.reasoning_content, str):
-            reasoning.append(delta.reasoning_content)
-        for call in delta.tool_calls or ():
-            if isinstance(call.id, str) and isinstance(call.function.name, str):
-                names[call.index] = (call.id, call.function.name)
-            arguments.setdefault(call.index, []).append(call.function.arguments)
-    calls = [
-        ToolCallResult(
-            id=names[index][0],
-            function=FunctionResult(names[index][1], "".join(arguments[index])),
-        )
-        for index in complete_calls
-    ]
-    last = pieces[-1]
-    assert last.finish_reason is not None
-    text = "".join(content)
-    return CompletionChoice(
-        index=last.index,
-        message=AssistantMessage(
-            content=text if text or not calls else None,
-            reasoning_content="".join(reasoning) if reasoning else UNSET,
-            tool_calls=calls or UNSET,
-        ),
-        finish_reason=last.finish_reason,
-        logprobs=join_logprobs(*(piece.logprobs for piece in pieces)),
-        stop_reason=last.stop_reason,
-        parse_error=last.parse_error,
-        incomplete_reasoning=last.incomplete_reasoning,
-    )
+    def _end(self, part: Part, place: int) -> None:
+        """Tells the engine what has become of the part's choice at `place`: text only grows."""
+        choice = part.choices[place]
+        start = len(part.prompt.token_ids)
+        generated = [Span(start, start + choice.completion_tokens, "stable")]
+        cut = choice.finish_reason == "length"
+        why: Literal["length", "answer"] = "length" if cut else "answer"
+        self._engine.turn_ended(TurnEnded(part.id, place, why, [*part.prompt.spans, *generated]))

@@ -21,12 +21,14 @@ from api.chat_request import (
     checked_stops,
     checked_user_id,
     read_fields,
+    reasoning_limit,
     warn_of_unknown,
 )
 from api.errors import ApiError, from_validation, unsupported
+from api.grammar import AnswerDemand
 from api.sampling import read_sampling
 from api.schema import ChatCompletionRequest
-from api.tools import read_tool_choice, read_tools
+from api.tools import ToolChoice, call_demand, read_tool_choice, read_tools
 
 T = TypeVar("T", MessagesRequest, CountTokensRequest)
 
@@ -58,7 +60,9 @@ def _chat_request(request: MessagesRequest, facts: ModelFacts) -> ChatRequest:
     conversation = read_conversation(request.system, request.messages)
     functions = _functions(request.tools or [])
     choice = request.tool_choice
-    may_call = _may_call(choice) and bool(functions)
+    one_call = bool(choice and choice.disable_parallel_tool_use)
+    calls = call_demand(_tool_choice(choice, functions), functions, one_call=one_call)
+    may_call = calls is not None
     sampling = ChatCompletionRequest(
         messages=[],
         model=model,
@@ -67,17 +71,20 @@ def _chat_request(request: MessagesRequest, facts: ModelFacts) -> ChatRequest:
         top_p=request.top_p,
         top_k=request.top_k,
     )
-    thinking = facts.thinking
+    thinking, budget_tokens = facts.thinking, None
     if request.thinking is not None:
-        # V3.2 has no levels of effort and no budget: what is not disabled is thinking mode.
+        # V3.2 has no levels of effort: what is not disabled is thinking mode.
         thinking = request.thinking.type != "disabled"
+        budget_tokens = request.thinking.budget_tokens
     return ChatRequest(
         model=model,
         messages=conversation.messages,
         message_paths=tuple(conversation.paths),
         functions=functions,
         may_call=may_call,
-        one_call=bool(choice and choice.disable_parallel_tool_use),
+        one_call=one_call,
+        answer=AnswerDemand.of(calls, None),
+        max_reasoning_tokens=reasoning_limit({"thinking.budget_tokens": budget_tokens}, facts),
         thinking=thinking,
         sampling=read_sampling(
             sampling,
@@ -109,6 +116,8 @@ def _functions(tools: list[ToolParam]) -> list[dict[str, object]]:
             function["description"] = tool.description
         if tool.input_schema is not None:
             function["parameters"] = tool.input_schema
+        if tool.strict is not None:
+            function["strict"] = tool.strict
         wrapped.append({"type": "function", "function": function})
     try:
         return read_tools(wrapped)
@@ -119,13 +128,13 @@ def _functions(tools: list[ToolParam]) -> list[dict[str, object]]:
         raise
 
 
-def _may_call(choice: ToolChoiceParam | None) -> bool:
+def _tool_choice(choice: ToolChoiceParam | None, functions: list[dict[str, object]]) -> ToolChoice:
     if choice is None:
-        return True
+        return ToolChoice("auto")
     same: dict[str, str | dict[str, object]] = {
         "auto": "auto",
         "none": "none",
         "any": "required",
         "tool": {"type": "function", "function": {"name": choice.name}},
     }
-    return read_tool_choice(same[choice.type]) == "auto"
+    return read_tool_choice(same[choice.type], functions)

@@ -30,10 +30,10 @@ from api.anthropic.schema import (
     ToolUseBlock,
     Usage,
 )
+from api.chat_turn import ChatTurn
 from api.errors import ApiError
 from api.response import ChatCompletion, ChunkChoice, CompletionChoice
 from api.response import Usage as ChatUsage
-from api.turn import ChatTurn
 
 ERROR_TYPES = {
     401: "authentication_error",
@@ -176,5 +176,11 @@ def _stop_sequence(choice: CompletionChoice | ChunkChoice) -> str | None:
 
 
 def _usage(usage: ChatUsage) -> Usage:
-    cached = usage.prompt_tokens_details.cached_tokens
-    return Usage(usage.prompt_tokens - cached, usage.completion_tokens, cached)
+    details = usage.prompt_tokens_details
+    cached = details.cached_tokens
+    return Usage(
+        usage.prompt_tokens - cached,
+        usage.completion_tokens,
+        cached,
+        restored_reasoning_tokens=details.restored_reasoning_tokens,
+    )

@@ -5,32 +5,29 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-import msgspec
 from fastapi import FastAPI, Request
 from fastapi.params import Depends
 from starlette.responses import Response
 
 from api.anthropic.request import read_count_request, read_messages_request
 from api.anthropic.response import error_body, events, message_of
-from api.anthropic.schema import TokenCount
+from api.anthropic.schema import (
+    CountTokensRequest,
+    Event,
+    Message,
+    MessagesRequest,
+    TokenCount,
+)
 from api.backend import Backend
 from api.body import read_body
 from api.config import ServerConfig
 from api.exchange import JsonResponse, deadline_s_of, tenant_of, unless_disconnected
-from api.sse import EventStream, Wire
+from api.openapi import answers
+from api.sse import EventStream, Wire, named_event
 
 PATHS = ("/v1/messages", "/anthropic/v1/messages")
 
-_encoder = msgspec.json.Encoder()
-
-
-def event(message: msgspec.Struct) -> bytes:
-    """Returns one server-sent event; clients dispatch on the name in its first line."""
-    name = str(message.__struct_config__.tag).encode()
-    return b"event: " + name + b"\ndata: " + _encoder.encode(message) + b"\n\n"
-
-
-WIRE = Wire(event, error_body, b"")
+WIRE = Wire(named_event, error_body, b"")
 
 
 def speaks_messages(path: str) -> bool:
@@ -43,6 +40,7 @@ def add_messages(
 ) -> None:
     """Adds the routes; dependencies: what is checked before a request is read."""
 
+    @answers(Message, to=MessagesRequest, streamed=Event)
     async def messages(request: Request) -> Response:
         """Anthropic messages, streamed or not."""
         service = backend.require()
@@ -64,11 +62,14 @@ def add_messages(
             answer = await unless_disconnected(request, turn.completion())
         return JsonResponse(message_of(answer), headers=headers)
 
+    @answers(TokenCount, to=CountTokensRequest)
     async def count_tokens(request: Request) -> Response:
         """The tokens of a prompt that is not answered."""
         service = backend.require()
         body = await read_body(request, config.max_body_bytes)
-        _, prompt = await asyncio.to_thread(service.prepare, body, read_count_request)
+        _, prompt = await asyncio.to_thread(
+            service.prepare, body, read_count_request, tenant_of(request)
+        )
         return JsonResponse(TokenCount(len(prompt.token_ids)))
 
     for path in PATHS:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 # --- request ----------------------------------------------------------------------------------
 
@@ -46,6 +47,8 @@ class ToolParam(msgspec.Struct, frozen=True):
     name: str
     input_schema: dict[str, Any] | None = None
     description: str | None = None
+    strict: bool | None = None
+    """Its input follows the schema exactly."""
     type: str | None = None
     """"custom" or nothing; everything else names a tool that Anthropic's servers run."""
 
@@ -131,6 +134,8 @@ class Usage(msgspec.Struct, frozen=True):
     cache_read_input_tokens: int
     cache_creation_input_tokens: int = 0
     """Nothing is billed for keeping a prefix."""
+    restored_reasoning_tokens: int | UnsetType = UNSET
+    """Extension: thinking of the running turn that the client did not send back; if any."""
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True):

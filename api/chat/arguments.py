@@ -1,6 +1,7 @@
 """The arguments of one call, from DSML parameters to JSON text that grows while they arrive."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 from api.chat.json_text import NOT_JSON, parse_json, to_json, to_json_string_part
 
@@ -34,6 +35,11 @@ class ArgumentsWriter:
     def streams(self) -> bool:
         """Whether the text of the value that is open is passed on as it comes."""
         return self._held is None
+
+    @property
+    def has_any(self) -> bool:
+        """Whether a parameter was written already."""
+        return bool(self._keys)
 
     def has(self, key: str) -> bool:
         """Returns whether a parameter of that name was written already."""
@@ -80,3 +86,22 @@ class ArgumentsWriter:
         separator = ", " if self._keys else ""
         self._keys.add(key)
         return f"{separator}{to_json(key)}: "
+
+
+def properties_by_name(schemas: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Returns function name -> parameter name -> its schema, where the parameters are listed."""
+    properties: dict[str, Mapping[str, Any]] = {}
+    for schema in schemas:
+        parameters = schema.get("parameters")
+        listed = parameters.get("properties") if isinstance(parameters, Mapping) else None
+        if isinstance(listed, Mapping):
+            properties[str(schema.get("name"))] = listed
+    return properties
+
+
+def takes_text(schema: Any) -> bool:
+    """Returns whether a value may be a string by its schema; yes if that does not say."""
+    types = schema.get("type") if isinstance(schema, Mapping) else None
+    if isinstance(types, list):
+        return "string" in types
+    return not isinstance(types, str) or types == "string"

@@ -37,7 +37,7 @@ class Prompt(msgspec.Struct, frozen=True):
     token_ids: list[int]
     spans: list[Span]
     in_reasoning: bool
-    """The prompt ends in ``<think>``: the first generated token is reasoning."""
+    """A ``<think>`` is open at the prompt's end: the first generated token is reasoning."""
 
 
 class TokenizerError(ValueError):
@@ -82,17 +82,23 @@ class Encoder:
         tools: Sequence[Mapping[str, Any]] | None = None,
         response_schema: Mapping[str, Any] | None = None,
         thinking: bool,
+        started: Message | None = None,
         one_pass: bool = False,
     ) -> Prompt:
         """Returns the tokens of the prompt that :meth:`render` writes, with their spans.
 
         ``one_pass`` encodes the rendered string at once, as the reference encoder does, so that
-        special strings in caller text become control tokens: for comparisons only.
+        special strings in caller text become control tokens: for comparisons only, of messages
+        whose written tokens nobody knows.
 
         Raises PromptError for text that is not Unicode, and what :meth:`render` raises.
         """
         segments = self.render(
-            messages, tools=tools, response_schema=response_schema, thinking=thinking
+            messages,
+            tools=tools,
+            response_schema=response_schema,
+            thinking=thinking,
+            started=started,
         )
         token_ids: list[int] = []
         spans: list[Span] = []
@@ -101,15 +107,16 @@ class Encoder:
         else:
             run: list[Segment] = []
             for segment in segments:
-                if segment.control:
+                if segment.control or segment.token_ids:
                     _append_text(self._plain, run, token_ids, spans)
                     run.clear()
-                    token_ids.append(self._control_ids[segment.text])
+                    token_ids.extend(segment.token_ids or (self._control_ids[segment.text],))
                     _append_span(spans, len(token_ids), segment.kind)
                 else:
                     run.append(segment)
             _append_text(self._plain, run, token_ids, spans)
-        return Prompt(token_ids, spans, token_ids[-1] == self.think_start_token_id)
+        thinks = [s.text for s in segments if s.control and s.text in (THINK_START, THINK_END)]
+        return Prompt(token_ids, spans, thinks[-1:] == [THINK_START])
 
     def render(
         self,
@@ -118,6 +125,7 @@ class Encoder:
         tools: Sequence[Mapping[str, Any]] | None = None,
         response_schema: Mapping[str, Any] | None = None,
         thinking: bool,
+        started: Message | None = None,
     ) -> list[Segment]:
         """Returns the prompt as segments; see :func:`api.chat.rendering.render`."""
         return render(
@@ -126,11 +134,31 @@ class Encoder:
             tools=tools,
             response_schema=response_schema,
             thinking=thinking,
+            started=started,
         )
 
     def encode_text(self, text: str) -> list[int]:
-        """Returns the tokens of plain text; special strings in it are text like any other."""
-        return list(self._plain.encode(text, add_special_tokens=False).ids)
+        """Returns the tokens of plain text; special strings in it are text like any other.
+
+        Raises PromptError for text that is not Unicode.
+        """
+        if not is_unicode(text):
+            raise PromptError("The text holds an unpaired surrogate.", "messages")
+        (encoding,) = self._plain.encode_batch([text], add_special_tokens=False)
+        return list(encoding.ids)
+
+    def encode_raw(self, text: str | Sequence[int], *, bos: bool = True) -> Prompt:
+        """Returns the prompt that is `text` and nothing else, or the token ids it already is.
+
+        bos: text, not ids, begins with the begin-of-sentence token.
+        """
+        if isinstance(text, str):
+            token_ids = [self.bos_token_id] * bos + self.encode_text(text)
+        else:
+            token_ids = list(text)
+        spans: list[Span] = []
+        _append_span(spans, len(token_ids), "stable")
+        return Prompt(token_ids, spans, in_reasoning=False)
 
 
 def _append_text(

@@ -20,6 +20,19 @@ class ToolCall(msgspec.Struct, frozen=True):
     arguments: str
 
 
+class Written(msgspec.Struct, frozen=True):
+    """The token ids a model wrote in an assistant message; None: encode what the message says.
+
+    To encode text again is lossy: other tokens may spell the same text, and JSON has many
+    spellings. The tokens themselves keep the prompt, and its cached prefix, exact.
+    """
+
+    reasoning: tuple[int, ...] | None = None
+    """Up to the rest; with ``</think>``, unless the model never wrote it."""
+    rest: tuple[int, ...] | None = None
+    """Content and calls, EOS included."""
+
+
 class Message(msgspec.Struct, frozen=True):
     """One message. ``reasoning`` None means the client sent none; an empty string is an answer."""
 
@@ -28,15 +41,25 @@ class Message(msgspec.Struct, frozen=True):
     reasoning: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
+    written: Written | None = None
+    """Set by the server for a message it has the tokens of; clients cannot send it."""
+    continues_turn: bool = False
+    """A user message that is the output of a tool the client only simulates: it ends no turn."""
 
 
 class PromptError(ValueError):
     """A conversation that cannot be rendered. ``param`` names the field at fault (HTTP 400)."""
 
-    def __init__(self, message: str, param: str) -> None:
+    def __init__(self, message: str, param: str, code: str = "invalid_value") -> None:
         super().__init__(message)
         self.message = message
         self.param = param
+        self.code = code
+
+
+def last_user(messages: Sequence[Message]) -> int:
+    """Returns the index of the last message that opened a turn, -1 when there is none."""
+    return last_user_index(["tool" if m.continues_turn else m.role for m in messages])
 
 
 def parse_arguments(arguments: str) -> dict[str, Any]:
@@ -104,7 +127,7 @@ def check_history(messages: Sequence[Message], thinking: bool) -> None:
     """
     if not messages:
         raise PromptError("messages must hold at least one message.", "messages")
-    last_user = last_user_index([message.role for message in messages])
+    opens_turn = last_user(messages)
     leading = _leading_system_count(messages)
     for index, message in enumerate(messages):
         param = f"messages[{index}]"
@@ -117,7 +140,7 @@ def check_history(messages: Sequence[Message], thinking: bool) -> None:
                 raise PromptError("The text holds an unpaired surrogate.", f"{param}.{name}")
         if message.role == "assistant":
             _check_calls(message, param)
-            needs_reasoning = keeps_reasoning(index, last_user, thinking)
+            needs_reasoning = keeps_reasoning(index, opens_turn, thinking)
             if needs_reasoning and not message.tool_calls:
                 _check_text_with_reasoning(message, param)
         elif message.tool_calls:

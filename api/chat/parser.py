@@ -4,7 +4,8 @@ It works on text, never on token ids, and what it reports is a function of the t
 text was cut into chunks changes where deltas are cut, and nothing else.
 
 Strict: a call counts only when the model wrote all of it. What breaks the format is reported and
-handed on as content, so that no text is lost and no half-written call can be executed. A call
+handed on as content, so that no text is lost and no half-written call can be executed. Lenient
+reading takes more spellings for a call, and completes none either. A call
 streams while it is written; until it is complete its arguments are not a JSON document, because
 their opening brace is sent first and their closing brace last.
 """
@@ -15,7 +16,7 @@ import string
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from api.chat.arguments import ArgumentsWriter
+from api.chat.arguments import ArgumentsWriter, properties_by_name, takes_text
 from api.chat.events import (
     ContentDelta,
     Event,
@@ -25,33 +26,20 @@ from api.chat.events import (
     ToolCallEnd,
     ToolCallStart,
 )
+from api.chat.json_text import parse_json, to_json
 from api.chat.markers import DSML, THINK_END
-from api.chat.scanner import Scanner
+from api.chat.tags import LENIENT, STRICT, TEXT_ALONE, VALUES, Tags
 
 Ending = Literal["stop", "length", "abort", "error"]
 
-CALLS_OPEN = f"<{DSML}function_calls>"
-CALLS_CLOSE = f"</{DSML}function_calls>"
-INVOKE_OPEN = f'<{DSML}invoke name="'
-INVOKE_CLOSE = f"</{DSML}invoke>"
-PARAMETER_OPEN = f'<{DSML}parameter name="'
-PARAMETER_CLOSE = f"</{DSML}parameter>"
-SEPARATOR = "\n\n"
-"""Between content and calls; part of neither."""
-
-_CALL_OPENERS = (SEPARATOR + CALLS_OPEN, CALLS_OPEN, SEPARATOR + INVOKE_OPEN, INVOKE_OPEN)
-_TEXT = Scanner(THINK_END)
-_TEXT_OR_CALLS = Scanner(THINK_END, *_CALL_OPENERS)
-_BETWEEN_CALLS = Scanner(INVOKE_OPEN, CALLS_CLOSE)
-_INSIDE_CALL = (PARAMETER_OPEN, INVOKE_CLOSE, CALLS_CLOSE)
-_VALUE = Scanner(PARAMETER_CLOSE)
-_BROKEN_CALL = Scanner(INVOKE_CLOSE, INVOKE_OPEN, CALLS_CLOSE)
 _WHITESPACE = re.compile(r"\s*")
 _NAME = re.compile(r'[^"<\n]*')
 _PARAMETER_HEAD_END = re.compile(f'">|</?{DSML}')
 _STRING_TRUE = '" string="true">'
 _STRING_FALSE = '" string="false">'
+_LENIENT_HEAD = re.compile(r'([^"]*)">')
 
+LONGEST_TAG = max(len(tag) for tag in LENIENT.inside_call)
 LONGEST_NAME = 1000
 """Characters of a function or parameter name; each new token scans the pending one again."""
 
@@ -70,6 +58,9 @@ class OutputParser:
     does not matter). ``tools``: DSML is markup; otherwise it is text like any other.
     ``tool_schemas``: the inner ``function`` objects of the request, used to recognise a call whose
     only parameter wraps the real arguments. ``make_id``: index of a call -> its id.
+    ``lenient``: tags without the DSML marker count, too; so do arguments as one JSON object, and
+    parameters without their ``string`` attribute or with one that contradicts the schema, which
+    then decides.
     """
 
     def __init__(
@@ -78,14 +69,17 @@ class OutputParser:
         tools: bool,
         tool_schemas: Sequence[Mapping[str, Any]] | None = None,
         make_id: Callable[[int], str] = make_call_id,
+        lenient: bool = False,
     ) -> None:
         self.complete_calls = 0
         """Calls that were reported with ToolCallEnd."""
         self.incomplete_reasoning = False
         """The output ended by itself, but its reasoning did not."""
-        self._properties = _properties_by_name(tool_schemas or ())
+        self._properties = properties_by_name(tool_schemas or ())
+        self._lenient = lenient
+        self._tags: Tags = LENIENT if lenient else STRICT
         self._make_id = make_id
-        self._terminals = _TEXT_OR_CALLS if tools else _TEXT
+        self._tools = tools
         self._state: Callable[[], bool] = self._reasoning if in_reasoning else self._content
         self._ending: Ending | None = None
         self._events: list[Event] = []
@@ -94,6 +88,9 @@ class OutputParser:
         self._consumed = 0  # characters of the output before the buffer
         self._started_calls = 0
         self._arguments = ArgumentsWriter(None)
+        self._types: Mapping[str, Any] = {}
+        self._value = VALUES[STRICT.parameter_open[0]]
+        self._json_text: list[str] = []
         # Markup not yet accounted for: it becomes content when what it belongs to is broken.
         self._raw: list[str] = []
         self._raw_start = 0
@@ -175,7 +172,12 @@ class OutputParser:
         return self._text()
 
     def _text(self) -> bool:
-        border, terminal = self._terminals.scan(self._buffer, self._cursor)
+        terminals = TEXT_ALONE
+        if self._tools:
+            # A thought may well name a tag in plain letters.
+            thinks = self._state == self._reasoning
+            terminals = STRICT.text if thinks else self._tags.text
+        border, terminal = terminals.scan(self._buffer, self._cursor)
         self._emit_text(self._buffer[self._cursor : border])
         self._cursor = border
         if terminal is None:
@@ -188,15 +190,16 @@ class OutputParser:
         self._keep(border + len(terminal))
         self._block_is_empty = True
         self._gap_has_text = self._last_call_failed = False
-        self._state = self._name if terminal.endswith(INVOKE_OPEN) else self._between_calls
+        opens_call = terminal.endswith(self._tags.invoke_open)
+        self._state = self._name if opens_call else self._between_calls
         return True
 
     def _between_calls(self) -> bool:
-        border, terminal = _BETWEEN_CALLS.scan(self._buffer, self._cursor)
+        border, terminal = self._tags.between_calls.scan(self._buffer, self._cursor)
         self._gap_has_text |= bool(self._keep(border).strip())
         if terminal is None:
             return False
-        if terminal == INVOKE_OPEN:
+        if terminal in self._tags.invoke_open:
             if self._gap_has_text:
                 self._report("text between calls")
                 self._gap_has_text = False
@@ -228,6 +231,7 @@ class OutputParser:
         self._keep(end + 2)
         index = self._started_calls
         self._started_calls += 1
+        self._types = self._properties.get(name) or {}
         self._arguments = ArgumentsWriter(self._properties.get(name))
         self._events.append(ToolCallStart(index, self._make_id(index), name))
         self._emit_arguments(ArgumentsWriter.OPEN)
@@ -237,20 +241,25 @@ class OutputParser:
     def _inside_call(self) -> bool:
         space = _WHITESPACE.match(self._buffer, self._cursor)
         self._keep(space.end() if space else self._cursor)
-        for terminal in _INSIDE_CALL:
+        for terminal in self._tags.inside_call:
             if self._buffer.startswith(terminal, self._cursor):
                 self._keep(self._cursor + len(terminal))
-                if terminal == PARAMETER_OPEN:
+                if terminal in self._tags.parameter_open:
+                    self._value = VALUES[terminal]
                     self._state = self._parameter_head
                     return True
                 self._complete_call()
                 self._state = self._between_calls
-                if terminal == CALLS_CLOSE:
+                if terminal in self._tags.calls_close:
                     self._end_block()
                 return True
-        rest = self._buffer[self._cursor : self._cursor + len(PARAMETER_OPEN)]
-        if any(terminal.startswith(rest) for terminal in _INSIDE_CALL):
+        rest = self._buffer[self._cursor : self._cursor + LONGEST_TAG]
+        if any(terminal.startswith(rest) for terminal in self._tags.inside_call):
             return False
+        if self._lenient and rest.startswith("{") and not self._arguments.has_any:
+            self._json_text.clear()
+            self._state = self._json_body
+            return True
         return self._fail("neither a parameter nor the end of the call")
 
     def _parameter_head(self) -> bool:
@@ -260,10 +269,16 @@ class OutputParser:
                 return self._fail("a parameter name without an end")
             return False
         head = self._buffer[self._cursor : match.end()]
-        if not head.endswith((_STRING_TRUE, _STRING_FALSE)):
-            return self._fail("parameter without a string attribute")
         is_string = head.endswith(_STRING_TRUE)
-        key = head[: -len(_STRING_TRUE if is_string else _STRING_FALSE)]
+        if is_string or head.endswith(_STRING_FALSE):
+            key = head[: -len(_STRING_TRUE if is_string else _STRING_FALSE)]
+            if self._lenient and is_string:
+                is_string = takes_text(self._types.get(key))
+        elif self._lenient and (bare := _LENIENT_HEAD.fullmatch(head)) is not None:
+            key = bare[1]
+            is_string = takes_text(self._types.get(key))
+        else:
+            return self._fail("parameter without a string attribute")
         if self._arguments.has(key):
             return self._fail(f"duplicate parameter {key!r}")
         self._keep(match.end())
@@ -272,7 +287,7 @@ class OutputParser:
         return True
 
     def _parameter_value(self) -> bool:
-        border, terminal = _VALUE.scan(self._buffer, self._cursor)
+        border, terminal = self._value.scan(self._buffer, self._cursor)
         self._emit_arguments(self._arguments.add(self._keep(border)))
         if terminal is None:
             return False
@@ -281,12 +296,24 @@ class OutputParser:
         self._state = self._inside_call
         return True
 
+    def _json_body(self) -> bool:
+        border, terminal = self._tags.json_body.scan(self._buffer, self._cursor)
+        self._json_text.append(self._keep(border))
+        if terminal is None:
+            return False
+        value = parse_json("".join(self._json_text))
+        if not isinstance(value, dict):
+            return self._fail("neither a parameter nor a JSON object")
+        self._emit_arguments(to_json(value)[1:-1])
+        self._state = self._inside_call
+        return True
+
     def _broken_call(self) -> bool:
-        border, terminal = _BROKEN_CALL.scan(self._buffer, self._cursor)
+        border, terminal = self._tags.broken_call.scan(self._buffer, self._cursor)
         self._keep(border)
         if terminal is None:
             return False
-        if terminal == INVOKE_OPEN:
+        if terminal in self._tags.invoke_open:
             self._report(self._failure_reason)
             self._keep(border + len(terminal))
             self._state = self._name
@@ -294,7 +321,7 @@ class OutputParser:
         self._keep(border + len(terminal))
         self._report(self._failure_reason)
         self._state = self._between_calls
-        if terminal == CALLS_CLOSE:
+        if terminal in self._tags.calls_close:
             self._end_block()
         return True
 
@@ -353,14 +380,3 @@ class OutputParser:
     def _take_events(self) -> list[Event]:
         events, self._events = self._events, []
         return events
-
-
-def _properties_by_name(schemas: Sequence[Mapping[str, Any]]) -> dict[str, frozenset[str]]:
-    """Returns function name -> parameter names, for the schemas that list their parameters."""
-    properties: dict[str, frozenset[str]] = {}
-    for schema in schemas:
-        parameters = schema.get("parameters")
-        listed = parameters.get("properties") if isinstance(parameters, Mapping) else None
-        if isinstance(listed, Mapping):
-            properties[str(schema.get("name"))] = frozenset(listed)
-    return properties

@@ -9,9 +9,16 @@ from typing import Any, NamedTuple
 
 from api.chat.json_text import to_json
 from api.chat.markers import ASSISTANT, BOS, DSML, EOS, THINK_END, THINK_START, USER
-from api.chat.messages import Message, PromptError, ToolCall, parse_arguments
+from api.chat.messages import (
+    Message,
+    PromptError,
+    ToolCall,
+    Written,
+    last_user,
+    parse_arguments,
+)
 from api.chat.template import Piece, Template
-from scheduler.retention import SpanKind, keeps_reasoning, last_user_index
+from scheduler.retention import SpanKind, keeps_reasoning
 
 
 class Segment(NamedTuple):
@@ -20,6 +27,8 @@ class Segment(NamedTuple):
     text: str
     kind: SpanKind
     control: bool
+    token_ids: tuple[int, ...] = ()
+    """Tokens that stand here as they are; the text is empty then."""
 
 
 def render(
@@ -29,17 +38,21 @@ def render(
     tools: Sequence[Mapping[str, Any]] | None = None,
     response_schema: Mapping[str, Any] | None = None,
     thinking: bool,
+    started: Message | None = None,
 ) -> list[Segment]:
     """Returns the prompt of a normalised conversation (see messages.normalise_history).
 
+    What a message has the written tokens of is not rendered again.
     ``tools`` are the raw inner ``function`` objects of the request; their block and that of the
     ``response_schema`` end the system message, an empty one if there is none. A conversation whose
     last message is from the assistant ends in EOS: a training target, not a generation prompt.
+    ``started`` is the beginning of the answer to all that, and has no end: its reasoning stays open
+    as long as it has no content.
 
     Raises PromptError for call arguments that are not a JSON object, TemplateError when the
     checkpoint ships no text for tools or response formats.
     """
-    last_user = last_user_index([message.role for message in messages])
+    opens_turn = last_user(messages)
     writer = _Writer()
     writer.control(BOS, "stable")
     system = 1 if messages and messages[0].role == "system" else 0
@@ -53,12 +66,13 @@ def render(
         writer.pieces(template.response_format_pieces(response_schema), "stable")
     for index, message in enumerate(messages[system:], start=system):
         # Chat mode and everything up to the last user message only ever grow at the end.
-        running = keeps_reasoning(index, last_user, thinking)
+        running = keeps_reasoning(index, opens_turn, thinking)
         if message.role == "user":
-            writer.control(USER, "stable")
-            writer.text(message.content, "stable")
-            writer.control(ASSISTANT, "stable")
-            writer.opener(thinking and index == last_user)
+            kind: SpanKind = "tool" if running else "stable"
+            writer.control(USER, kind)
+            writer.text(message.content, kind)
+            writer.control(ASSISTANT, kind)
+            writer.opener(thinking and index >= opens_turn)
         elif message.role == "assistant":
             _write_assistant(writer, message, f"messages[{index}]", running)
         elif message.role == "tool":
@@ -69,6 +83,8 @@ def render(
             raise PromptError(
                 "A system message must stand before all other messages.", f"messages[{index}].role"
             )
+    if started is not None:
+        _write_start(writer, started, keeps_reasoning(len(messages), opens_turn, thinking))
     return writer.segments
 
 
@@ -88,6 +104,10 @@ class _Writer:
     def pieces(self, pieces: Sequence[Piece], kind: SpanKind) -> None:
         self.segments.extend(Segment(piece.text, kind, piece.control) for piece in pieces)
 
+    def tokens(self, token_ids: tuple[int, ...], kind: SpanKind) -> None:
+        if token_ids:
+            self.segments.append(Segment("", kind, False, token_ids))
+
     def opener(self, reasoning: bool) -> None:
         # An open one is not stable: the next user message flips it.
         if reasoning:
@@ -104,13 +124,27 @@ class _Writer:
 def _write_assistant(writer: _Writer, message: Message, param: str, running: bool) -> None:
     tool_kind: SpanKind = "tool" if running else "stable"
     answer_kind: SpanKind = "answer" if running else "stable"
-    if running:
+    written = message.written or Written()
+    if running and written.reasoning is not None:
+        writer.tokens(written.reasoning, "reasoning")
+    elif running:
         writer.text(message.reasoning or "", "reasoning")
         writer.control(THINK_END, "reasoning")
+    if written.rest is not None:
+        writer.tokens(written.rest, tool_kind if message.tool_calls else answer_kind)
+        return
     writer.text(message.content, answer_kind)
     if message.tool_calls:
         _write_calls(writer, message.tool_calls, param, tool_kind)
     writer.control(EOS, tool_kind if message.tool_calls else answer_kind)
+
+
+def _write_start(writer: _Writer, message: Message, running: bool) -> None:
+    if running:
+        writer.text(message.reasoning or "", "reasoning")
+        if message.content:
+            writer.control(THINK_END, "reasoning")
+    writer.text(message.content, "answer" if running else "stable")
 
 
 def _write_calls(writer: _Writer, calls: Sequence[ToolCall], param: str, kind: SpanKind) -> None:

@@ -37,7 +37,7 @@ class ServerProcess:
         with self.process.stderr as lines:
             for line in lines:
                 self.log += line
-                if match := re.match(r" +url +(http://\S+)/v1", line):
+                if match := re.match(r" +url +(https?://\S+)/v1", line):
                     self.url = match[1]
                     self._started.set()
         self._started.set()

@@ -39,7 +39,7 @@ def limit(scripted: Scripted, requests: int = 100, tokens: int = 1000) -> Door:
         scripted.engine.ready, max_queued_requests=requests, max_queued_tokens=tokens
     )
     door = Door(scripted.engine)  # type: ignore[arg-type]
-    scripted.service._door = door
+    scripted.service._submitter._door = door
     return door
 
 

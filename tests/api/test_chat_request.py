@@ -51,7 +51,18 @@ def user(content: Any) -> list[dict[str, Any]]:
         ({"messages": user([{"type": "text"}])}, "messages[0].content[0].text"),
         ({"messages": user([{"type": "text", "text": "a"}, {}])}, "messages[0].content[1].type"),
         ({"messages": [{"role": "tool", "content": "4"}]}, "messages[0].tool_call_id"),
-        ({"messages": [*user("a"), {"role": "assistant", "prefix": True}]}, "messages[1].prefix"),
+        ({"messages": [{"role": "assistant", "prefix": True}, *user("a")]}, "messages[0].prefix"),
+        ({"messages": [{"role": "user", "content": "a", "prefix": True}]}, "messages[0].prefix"),
+        ({"messages": user("a"), "continue_final_message": True}, "continue_final_message"),
+        (
+            {
+                "messages": [*user("a"), {"role": "assistant", "content": "b"}],
+                "continue_final_message": True,
+                "add_generation_prompt": True,
+            },
+            "add_generation_prompt",
+        ),
+        ({"messages": user("a"), "add_generation_prompt": False}, "add_generation_prompt"),
         ({"n": 0}, "n"),
         ({"n": 129}, "n"),
         ({"n": 10**30}, "n"),
@@ -103,19 +114,14 @@ def test_bad_values_are_refused_by_name(fields: dict[str, Any], param: str) -> N
 @pytest.mark.parametrize(
     "fields",
     [
-        {"response_format": {"type": "json_object"}},
-        {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}},
-        {"tool_choice": "required"},
-        {"tool_choice": {"type": "function", "function": {"name": "weather"}}},
-        {"tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto"}}},
+        {"response_format": {"type": "structural_tag"}},
+        {"tool_choice": {"type": "custom", "custom": {"name": "weather"}}},
         {"functions": [WEATHER]},
         {"function_call": "auto"},
         {"audio": {"voice": "alloy"}},
         {"modalities": ["text", "audio"]},
         {"web_search_options": {"search_context_size": "low"}},
         {"web_search_options": {}},
-        {"thinking_token_budget": 0},
-        {"guided_regex": "a+"},
     ],
 )
 def test_what_would_change_the_answer_is_refused_until_it_is_honoured(

@@ -26,3 +26,11 @@ def test_control_tokens_are_their_text(encoder: Encoder) -> None:
     entry = writer.entry(encoder.think_end_token_id, TokenLogprobs(0.0, []))
     assert entry.token == "</think>"
     assert bytes(entry.bytes or ()) == b"</think>"
+
+
+def test_tokens_can_be_named_by_their_ids(encoder: Encoder) -> None:
+    writer = LogprobWriter(TokenBytes(encoder.tokenizer), as_ids=True)
+    first, second = encoder.encode_text("é")
+    entry = writer.entry(first, TokenLogprobs(-1.5, [(second, -0.5)]))
+    assert (entry.token, entry.bytes) == (f"token_id:{first}", [0xC3])
+    assert entry.top_logprobs[0].token == f"token_id:{second}"

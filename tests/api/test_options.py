@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from api.cli import GROUPS
-from api.config import ServerConfig
+from api.config import ChatConfig, ServerConfig
 from api.options import OTHER, add_options, build, field_docs, parse_bytes, read_values, show_bytes
 from engine.client import ConfigError, EngineConfig
 
-STRUCTS = (EngineConfig, ServerConfig)
-FIELDS = [*EngineConfig.__struct_fields__, *ServerConfig.__struct_fields__]
+STRUCTS = (EngineConfig, ServerConfig, ChatConfig)
+FIELDS = [name for struct in STRUCTS for name in struct.__struct_fields__]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -23,7 +23,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def test_every_field_is_explained_in_a_group() -> None:
-    docs = field_docs(EngineConfig) | field_docs(ServerConfig)
+    docs = {name: doc for struct in STRUCTS for name, doc in field_docs(struct).items()}
     assert [name for name in FIELDS if not docs.get(name)] == []
     listed = [name for names in GROUPS.values() for name in names]
     assert sorted(listed) == sorted(FIELDS)

@@ -161,7 +161,7 @@ def test_streamed_logprobs_reach_the_sdk(scripted: Scripted) -> None:
         ({"model": "gpt-5"}, openai.NotFoundError, "model_not_found"),
         ({"n": 1000}, openai.BadRequestError, "invalid_value"),
         ({"messages": []}, openai.BadRequestError, "empty_array"),
-        ({"tool_choice": "required"}, openai.BadRequestError, "unsupported_parameter"),
+        ({"tool_choice": "required"}, openai.BadRequestError, "invalid_value"),
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])

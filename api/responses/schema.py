@@ -1,0 +1,285 @@
+"""OpenAI's Responses API on the wire: the request and the answer.
+
+The stateless part of it: nothing is stored, so the whole conversation comes with every request.
+
+Source: OpenAI API reference, "Responses".
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from api.response import TokenLogprob
+from api.restoration import MissingReasoning
+from api.schema import ReasoningEffort, TemplateOptions, Thinking
+from api.simulated_tools import ThinkingRetention
+
+# --- request ----------------------------------------------------------------------------------
+
+
+class PartParam(msgspec.Struct, frozen=True):
+    """A part of some content; those that are no text have other fields, and are refused."""
+
+    type: str
+    text: str | None = None
+    refusal: str | None = None
+
+
+class ItemParam(msgspec.Struct, frozen=True, kw_only=True):
+    """One item of the input; `type` decides which fields mean something. Without one: a message."""
+
+    type: str | None = None
+    id: str | None = None
+    status: str | None = None
+    # message
+    role: Literal["user", "assistant", "system", "developer"] | None = None
+    content: str | list[PartParam] | None = None
+    """Of a message or of a reasoning item."""
+    # reasoning
+    summary: list[dict[str, Any]] | None = None
+    encrypted_content: str | None = None
+    # function_call, function_call_output
+    call_id: str | None = None
+    name: str | None = None
+    arguments: str | None = None
+    output: str | list[PartParam] | None = None
+
+
+class FormatParam(msgspec.Struct, frozen=True):
+    type: Literal["text", "json_object", "json_schema"]
+    name: str | UnsetType = UNSET
+    schema: dict[str, Any] | UnsetType = UNSET
+    strict: bool | UnsetType | None = UNSET
+    description: str | UnsetType | None = UNSET
+
+
+class TextConfig(msgspec.Struct, frozen=True):
+    format: FormatParam | None = None
+    verbosity: str | UnsetType | None = UNSET
+
+
+class ReasoningConfig(msgspec.Struct, frozen=True):
+    """V3.2 gives its reasoning whole, so `summary` asks for nothing more."""
+
+    effort: ReasoningEffort | None = None
+    summary: str | None = None
+    generate_summary: str | None = None
+    context: Literal["auto", "current_turn", "all_turns"] | None = None
+
+
+class ResponsesRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Field names and types of `POST /v1/responses`."""
+
+    model: str
+    input: str | list[ItemParam]
+    instructions: str | None = None
+    max_output_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_logprobs: int | None = None
+    include: list[str] | None = None
+    stream: bool | None = None
+
+    tools: list[dict[str, Any]] | None = None
+    """Functions, in the flat form: type, name, description, parameters, strict."""
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    text: TextConfig | None = None
+    reasoning: ReasoningConfig | None = None
+
+    metadata: dict[str, str] | None = None
+    truncation: Literal["auto", "disabled"] | None = None
+    user: str | None = None
+
+    # the extensions of chat completions
+    thinking: Thinking | None = None
+    chat_template_kwargs: TemplateOptions | None = None
+    user_id: str | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    priority: int | None = None
+    cache_salt: str | None = None
+    thinking_token_budget: int | None = None
+    missing_reasoning: MissingReasoning | None = None
+    thinking_retention: ThinkingRetention | None = None
+    retention_marker: str | list[str] | None = None
+    lenient_tool_calls: bool | None = None
+
+
+SAME = (
+    "model",
+    "stream",
+    "temperature",
+    "top_p",
+    "parallel_tool_calls",
+    "thinking",
+    "chat_template_kwargs",
+    "user_id",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "seed",
+    "stop",
+    "priority",
+    "cache_salt",
+    "thinking_token_budget",
+    "missing_reasoning",
+    "thinking_retention",
+    "retention_marker",
+    "lenient_tool_calls",
+)
+"""Fields that mean the same in a chat completion."""
+
+INCLUDED_LOGPROBS = "message.output_text.logprobs"
+INCLUDABLE = frozenset(
+    {
+        INCLUDED_LOGPROBS,
+        "reasoning.encrypted_content",
+        "code_interpreter_call.outputs",
+        "computer_call_output.output.image_url",
+        "file_search_call.results",
+        "message.input_image.image_url",
+        "web_search_call.action.sources",
+        "web_search_call.results",
+    }
+)
+"""What `include` may name; but for log-probabilities there is never anything of the kind."""
+
+HARMLESS = frozenset(
+    {
+        "access_programs",
+        "max_tool_calls",
+        "moderation",
+        "prompt_cache_key",
+        "prompt_cache_options",
+        "prompt_cache_retention",
+        "safety_identifier",
+        "service_tier",
+        "store",
+        "stream_options",
+    }
+)
+"""Accepted without effect. Nothing is stored, whatever `store` says; the answer says so."""
+
+REFUSED = frozenset(
+    {
+        "background",
+        "context_management",
+        "conversation",
+        "image",
+        "previous_response_id",
+        "prompt",
+    }
+)
+"""Known, would change the answer, not honoured: 400 unless null, false or empty."""
+
+KNOWN = frozenset(ResponsesRequest.__struct_fields__)
+
+
+# --- answer -----------------------------------------------------------------------------------
+
+Status = Literal["in_progress", "completed", "incomplete"]
+
+
+class OutputText(msgspec.Struct, frozen=True, tag="output_text"):
+    text: str
+    annotations: list[dict[str, Any]] = []
+    logprobs: list[TokenLogprob] = []
+
+
+class ReasoningText(msgspec.Struct, frozen=True, tag="reasoning_text"):
+    text: str
+
+
+Part = OutputText | ReasoningText
+
+
+class ReasoningItem(msgspec.Struct, frozen=True, kw_only=True, tag="reasoning"):
+    id: str
+    summary: list[dict[str, Any]] = []
+    content: list[ReasoningText]
+    status: Status
+
+
+class MessageItem(msgspec.Struct, frozen=True, kw_only=True, tag="message"):
+    id: str
+    role: Literal["assistant"] = "assistant"
+    content: list[OutputText]
+    status: Status
+
+
+class FunctionCallItem(msgspec.Struct, frozen=True, kw_only=True, tag="function_call"):
+    """`incomplete`: the model did not write all of it; its arguments are no JSON document then."""
+
+    id: str
+    call_id: str
+    name: str
+    arguments: str
+    status: Status
+
+
+Item = ReasoningItem | MessageItem | FunctionCallItem
+
+
+class InputTokensDetails(msgspec.Struct, frozen=True):
+    cached_tokens: int
+    cache_write_tokens: int = 0
+    """Nothing is billed for keeping a prefix."""
+
+
+class OutputTokensDetails(msgspec.Struct, frozen=True):
+    reasoning_tokens: int
+
+
+class ResponseUsage(msgspec.Struct, frozen=True):
+    input_tokens: int
+    input_tokens_details: InputTokensDetails
+    output_tokens: int
+    output_tokens_details: OutputTokensDetails
+    total_tokens: int
+
+
+class IncompleteDetails(msgspec.Struct, frozen=True):
+    reason: Literal["max_output_tokens"]
+
+
+class ResponseError(msgspec.Struct, frozen=True):
+    message: str
+    code: Literal["server_error"] = "server_error"
+
+
+class Response(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer, and the settings it came about with."""
+
+    id: str
+    object: Literal["response"] = "response"
+    created_at: int
+    status: Literal["in_progress", "completed", "incomplete", "failed"]
+    error: ResponseError | None = None
+    incomplete_details: IncompleteDetails | None = None
+    model: str
+    output: list[Item] = []
+    usage: ResponseUsage | None = None
+
+    instructions: str | None
+    max_output_tokens: int | None
+    temperature: float
+    top_p: float
+    top_logprobs: int
+    parallel_tool_calls: bool
+    tools: list[dict[str, Any]]
+    tool_choice: str | dict[str, Any]
+    text: TextConfig
+    reasoning: ReasoningConfig
+    metadata: dict[str, str]
+    user: str | None
+    truncation: Literal["disabled"] = "disabled"
+    previous_response_id: None = None
+    background: Literal[False] = False
+    store: Literal[False] = False
