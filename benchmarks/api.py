@@ -1,0 +1,156 @@
+"""What a stream costs the API process, beside the least that streams the same.
+
+Processor seconds are those of the server process alone, so the clients here do not count, and a
+busy machine changes them little.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+import msgspec
+
+from benchmarks.report import table
+from benchmarks.sections import Section
+from benchmarks.server_usage import IDLE, MODEL, Usage, raise_file_limit
+
+SERVERS = ("bare", "winnow")
+WARM_UP_STREAMS = 32
+EVENT = b"data: {"
+HEADERS_END = b"\r\n\r\n"
+
+
+class StreamCost(msgspec.Struct, frozen=True, kw_only=True):
+    """Streams that all run at once, and streams that wait, in one server."""
+
+    who: str
+    streams: int
+    events: int
+    """Of all streams together."""
+    processor_s: float
+    """Of the server process, from the first request to the last event."""
+    idle_streams: int
+    idle_bytes: int
+    """Resident memory that they added."""
+
+
+def section(options: argparse.Namespace) -> Section:
+    """Returns the cost of both servers' streams, and their ratio."""
+    raise_file_limit()
+    found = [
+        measure(who, streams=options.streams, tokens=options.tokens, idle=options.idle)
+        for who in SERVERS
+    ]
+    bare, winnow = (one.processor_s / one.events for one in found)
+    rows = [
+        [
+            one.who,
+            f"{one.events:,}",
+            f"{one.processor_s:.2f}",
+            f"{one.processor_s / one.events * 1e6:.1f}",
+            f"{one.processor_s / one.events / bare:.2f}",
+            f"{one.idle_bytes / 1e6:.1f}",
+        ]
+        for one in found
+    ]
+    header = ["server", "events", "processor s", "µs an event", "of bare", "idle MB"]
+    text = (
+        f"{options.streams} streams of {options.tokens} tokens at once, one event a token; then "
+        f"{options.idle:,} streams that wait. A token costs winnow {winnow / bare:.2f} times what "
+        "it costs the bare server.\n\n"
+    )
+    return Section("Streams", text + table(header, rows), found)
+
+
+def measure(who: str, *, streams: int, tokens: int, idle: int) -> StreamCost:
+    """Returns what `streams` streams of `tokens` tokens cost, and then `idle` ones that wait."""
+    with server(who) as port:
+        asyncio.run(_stream(port, WARM_UP_STREAMS, tokens))
+        before = used(port)
+        events = asyncio.run(_stream(port, streams, tokens))
+        after = used(port)
+        waiting_bytes = asyncio.run(_wait(port, idle)) - after.resident_bytes
+    return StreamCost(
+        who=who,
+        streams=streams,
+        events=events,
+        processor_s=after.processor_s - before.processor_s,
+        idle_streams=idle,
+        idle_bytes=max(0, waiting_bytes),
+    )
+
+
+@contextmanager
+def server(who: str) -> Iterator[int]:
+    """Runs one of the servers until the block ends; yields its port."""
+    command = [sys.executable, "-m", "benchmarks.api_servers", who]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            if not line:
+                raise RuntimeError(f"the {who} server did not start")
+            yield int(line)
+        finally:
+            process.kill()
+
+
+def used(port: int) -> Usage:
+    """Returns what the server has used."""
+    answer = httpx.get(f"http://127.0.0.1:{port}/usage", timeout=600)
+    return msgspec.json.decode(answer.content, type=Usage)
+
+
+def request(tokens: int, priority: int) -> bytes:
+    """Returns a request whose connection ends with its answer."""
+    body = {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": "Tell me of the harvest."}],
+        "max_tokens": tokens,
+        "priority": priority,
+        "stream": True,
+    }
+    content = msgspec.json.encode(body)
+    head = (
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n"
+        f"content-type: application/json\r\ncontent-length: {len(content)}\r\n\r\n"
+    )
+    return head.encode() + content
+
+
+async def _open(port: int, data: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(data)
+    return reader, writer
+
+
+async def _stream(port: int, streams: int, tokens: int) -> int:
+    """Reads that many streams to their ends; returns the events with a token."""
+    data = request(tokens, 0)
+
+    async def one() -> int:
+        reader, writer = await _open(port, data)
+        answer = await reader.read()
+        writer.close()
+        if not answer.startswith(b"HTTP/1.1 200") or b"data: [DONE]" not in answer:
+            raise RuntimeError(f"no stream: {answer[:500]!r}")
+        return min(tokens, answer.count(EVENT))
+
+    return sum(await asyncio.gather(*(one() for _ in range(streams))))
+
+
+async def _wait(port: int, streams: int) -> int:
+    """Returns the resident bytes of the server while that many streams wait for a first token."""
+    data = request(1, IDLE)
+    opened = await asyncio.gather(*(_open(port, data) for _ in range(streams)))
+    await asyncio.gather(*(reader.readuntil(HEADERS_END) for reader, _ in opened))
+    resident = (await asyncio.to_thread(used, port)).resident_bytes
+    for _, writer in opened:
+        writer.close()
+    return resident
