@@ -36,7 +36,7 @@ test: $(VENV)/.test ## Lint, types and the tests that need nothing but this mach
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m "not check and not gpu" $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not check and not gpu" $(ARGS)
 
 check: $(VENV)/.test $(CLIENTS) ## The slower tests: a clean clone that serves, the whole window, clients
 	$(BIN)/python -m pytest -m check $(ARGS)

@@ -167,14 +167,14 @@ def test_the_bits_are_those_without_a_cache(
     scheduler, pool = talk.scheduler, talk.scheduler.pool
     assert pool.live_pages == 0
     # Each case is about what it is named after.
+    warmed, found = scheduler.pre_warmer.computed_tokens, scheduler.pre_warmer.hit_tokens
+    assert (warmed > 0) == (case != "no pre-warming")
     if case == "cache":
-        assert not any(pool.evictions.values())
+        assert found > 0 and not any(pool.evictions.values())
     if case == "eviction":
         assert sum(pool.evictions.values()) > 0
     if case == "preemption":
         assert scheduler.preemptions > 0
-    warmed, found = scheduler.pre_warmer.computed_tokens, scheduler.pre_warmer.hit_tokens
-    assert (warmed > 0) == (found > 0) == (case != "no pre-warming")
 
 
 def test_dense_attention_has_no_invariant_form(checkpoint: Path) -> None:
