@@ -136,6 +136,8 @@ class Grammars:
             # By itself, so that a schema llguidance does not take can be told from the others.
             alone = self._calls.function(0, function, strict=strict)
             reason = _fault(f"start: block\n{self._calls.rules([alone], one_call=True)}")
+        except RecursionError:
+            reason = "its references are nested too deeply"
         except SchemaError as error:
             reason = str(error)
         if not reason:

@@ -20,6 +20,9 @@ OTHER_TYPES = ["object", "array", "number", "integer", "boolean", "null"]
 """Every type but string."""
 
 ANY_TEXT = "/(?s:.*)/"
+MAX_PATTERN_CHARACTERS = 4096
+MAX_VISITED_SCHEMAS = 1000
+"""Of one value: references can be followed in exponentially many ways."""
 _LABEL = "[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _DATE = r"[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])"
 _HOUR = "([01][0-9]|2[0-3])"
@@ -37,6 +40,19 @@ FORMATS = {
 """JSON Schema format -> regex over plain text."""
 
 
+class Visits:
+    """How many schemas were looked at, so that shared references end."""
+
+    def __init__(self) -> None:
+        self.left = MAX_VISITED_SCHEMAS
+
+    def count(self) -> None:
+        """Counts one; raises SchemaError when there were too many."""
+        self.left -= 1
+        if self.left < 0:
+            raise SchemaError(f"its references lead to more than {MAX_VISITED_SCHEMAS} schemas")
+
+
 class Values(NamedTuple):
     """The values a schema allows, by the form in which a call writes them."""
 
@@ -47,13 +63,21 @@ class Values(NamedTuple):
 
 
 def values_of(
-    schema: Schema | bool, root: Schema, *, strict: bool, seen: frozenset[str] = frozenset()
+    schema: Schema | bool,
+    root: Schema,
+    *,
+    strict: bool,
+    seen: frozenset[str] = frozenset(),
+    visits: Visits | None = None,
 ) -> Values:
     """Returns the values that a schema within `root` allows.
 
     strict: what cannot be said of plain text is said in JSON, and stays exact; otherwise the
-    string stays plain text. seen: references that led to this schema. Raises SchemaError.
+    string stays plain text. seen: references that led to this schema; visits: of the whole value.
+    Raises SchemaError.
     """
+    visits = visits or Visits()
+    visits.count()
     while isinstance(schema, dict) and isinstance(pointer := schema.get("$ref"), str):
         if pointer in seen:
             raise SchemaError(f"the reference {pointer!r} means itself")
@@ -72,7 +96,7 @@ def values_of(
         if union in keywords:
             if keywords != {union}:
                 return _json(schema)
-            return _union(schema, union, root, strict, seen)
+            return _union(schema, union, root, strict, seen, visits)
     if keywords & {"allOf", "not", "if"}:
         return _json(schema)
     if keywords & {"enum", "const"}:
@@ -85,11 +109,20 @@ def _json(schema: Schema) -> Values:
     return Values([], schema)
 
 
-def _union(schema: Schema, union: str, root: Schema, strict: bool, seen: frozenset[str]) -> Values:
+def _union(
+    schema: Schema,
+    union: str,
+    root: Schema,
+    strict: bool,
+    seen: frozenset[str],
+    visits: Visits,
+) -> Values:
     branches = schema[union]
     if not isinstance(branches, list) or not branches:
         raise SchemaError(f"{union} is not a list of schemas")
-    parts = [values_of(branch, root, strict=strict, seen=seen) for branch in branches]
+    parts = [
+        values_of(branch, root, strict=strict, seen=seen, visits=visits) for branch in branches
+    ]
     if union == "oneOf" and sum(bool(part.texts) for part in parts) > 1:
         return _json(schema)
     others = [part.other for part in parts if part.other is not None]
@@ -145,6 +178,8 @@ def _text(schema: Schema, strict: bool) -> str | None:
             return None
         limits.append(f"/{regex}/")
     if (format_ := schema.get("format")) is not None:
+        if not isinstance(format_, str):
+            raise SchemaError("format is a text")
         if format_ in FORMATS:
             limits.append(f"/{FORMATS[format_]}/")
         elif strict:
@@ -154,10 +189,14 @@ def _text(schema: Schema, strict: bool) -> str | None:
 
 def _searched(pattern: str) -> str | None:
     """Returns a regex of the whole text for a pattern that is searched in it, None if unsure."""
+    if len(pattern) > MAX_PATTERN_CHARACTERS:
+        raise SchemaError(
+            f"a pattern has {len(pattern)} characters; the limit is {MAX_PATTERN_CHARACTERS}"
+        )
     begins = pattern.startswith("^")
     ends = bool(re.search(r"(?<!\\)(\\\\)*\$$", pattern))
     body = pattern[begins : len(pattern) - ends]
-    plain = re.sub(r"\\.|\[\^?\]?(\\.|[^\]\\])*\]", "", body, flags=re.DOTALL)
+    plain = _without_classes(body)
     if re.search(r"[\^$\n\r]|\(\?[=!<]", plain) or ((begins or ends) and _alternates(plain)):
         return None
     try:
@@ -165,6 +204,37 @@ def _searched(pattern: str) -> str | None:
     except ValueError:
         return None
     return f"{'' if begins else '(?s:.*)'}({inner}){'' if ends else '(?s:.*)'}"
+
+
+def _without_classes(regex: str) -> str:
+    """Returns a regex without its escapes and character classes, in one pass over it."""
+    kept = []
+    place = 0
+    while place < len(regex):
+        character = regex[place]
+        if character == "\\":
+            place += 2
+            continue
+        if character == "[" and (end := _class_end(regex, place)) is not None:
+            place = end
+            continue
+        if character == "[":
+            # Not closed, so neither is any later one: llguidance will refuse it.
+            kept.append(regex[place:])
+            break
+        kept.append(character)
+        place += 1
+    return "".join(kept)
+
+
+def _class_end(regex: str, start: int) -> int | None:
+    """Returns the place behind the class that opens at `start`; None when it does not close."""
+    place = start + 1
+    place += regex[place : place + 1] == "^"
+    place += regex[place : place + 1] == "]"
+    while place < len(regex) and regex[place] != "]":
+        place += 2 if regex[place] == "\\" else 1
+    return place + 1 if place < len(regex) else None
 
 
 def _alternates(plain: str) -> bool:

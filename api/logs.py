@@ -55,7 +55,15 @@ class TextFormatter(logging.Formatter):
         line = super().format(record)
         fields: dict[str, object] = getattr(record, "fields", {})
         shown = {"request_id": request_id.get(), **fields}
-        return line + "".join(f" {name}={value}" for name, value in shown.items() if value != "")
+        return line + "".join(
+            f" {name}={_on_one_line(value)}" for name, value in shown.items() if value != ""
+        )
+
+
+def _on_one_line(value: object) -> str:
+    """A line feed in a path must not begin a line of its own."""
+    text = str(value)
+    return text if text.isprintable() else repr(text)[1:-1]
 
 
 def set_up_logging(level: str, log_format: LogFormat = "text") -> None:

@@ -11,6 +11,8 @@ from api.schema import ChatCompletionRequest
 from engine.client import GenerationDefaults
 from engine.messages import Sampling
 
+MAX_ALLOWED_TOKEN_IDS = 1024
+"""Each step restricts its row to them."""
 MAX_TOP_LOGPROBS = 20
 MAX_BAD_WORDS = 100
 MAX_BAD_WORD_CHARACTERS = 1000
@@ -113,6 +115,11 @@ def _allowed_token_ids(token_ids: list[int] | None, vocab_size: int) -> tuple[in
         return ()
     if not token_ids:
         raise invalid("allowed_token_ids must not be empty.", "allowed_token_ids", "empty_array")
+    if len(token_ids) > MAX_ALLOWED_TOKEN_IDS:
+        raise invalid(
+            f"allowed_token_ids has {len(token_ids)} ids; the limit is {MAX_ALLOWED_TOKEN_IDS}.",
+            "allowed_token_ids",
+        )
     for index, token_id in enumerate(token_ids):
         within(token_id, 0, vocab_size - 1, f"allowed_token_ids[{index}]")
     return tuple(dict.fromkeys(token_ids))

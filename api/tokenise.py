@@ -91,9 +91,6 @@ def tokenise(service: ChatService, body: bytes) -> Tokens:
     strings = None
     if request.return_token_strs:
         strings = [service.decode([token_id]) for token_id in prompt.token_ids]
-    strings = None
-    if request.return_token_strs:
-        strings = [service.decode([token_id]) for token_id in prompt.token_ids]
     return Tokens(
         count=len(prompt.token_ids),
         max_model_len=service.facts.max_model_len,

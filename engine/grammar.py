@@ -21,6 +21,7 @@ from llguidance import LLMatcher, LLParserLimits
 from engine.messages import Grammar
 from engine.vocabulary import Opening, TokenMask, Vocabulary
 
+CACHED_GRAMMARS = 128
 CACHED_SOURCE_BYTES = 4 * 2**20
 """Sources of compiled grammars that are kept for the next request with the same schema."""
 
@@ -136,7 +137,9 @@ class GrammarCompiler:
                 return
             self._templates[source] = template
             self._cached_bytes += len(source)
-            while self._cached_bytes > CACHED_SOURCE_BYTES and len(self._templates) > 1:
+            while len(self._templates) > CACHED_GRAMMARS or (
+                self._cached_bytes > CACHED_SOURCE_BYTES and len(self._templates) > 1
+            ):
                 oldest, _ = self._templates.popitem(last=False)
                 self._cached_bytes -= len(oldest)
 

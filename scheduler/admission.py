@@ -27,6 +27,7 @@ from scheduler.outcome import Refusal
 SHORTEST_RETRY_S = 0.05
 UNKNOWN_RETRY_S = 1.0
 """Before any rate is known."""
+REMEMBERED_REFUSALS = 4096
 REOPEN_SHARE = 0.8
 """Of its limits: where a queue that has refused somebody takes their requests again."""
 
@@ -156,8 +157,8 @@ class Gate:
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        self._closed: set[tuple[str, int]] = set()
-        """(tenant, status of its refusal) since when it was refused last."""
+        self._closed: dict[tuple[str, int], None] = {}
+        """(tenant, status of its refusal), the longest refused first; bounded."""
 
     def look(self, load: Load, sizes: Sizes) -> Refusal | None:
         """Returns why a request would be refused now, None when it would be taken."""
@@ -175,13 +176,15 @@ class Gate:
             self._closed.clear()
         refused = self.look(load, sizes)
         if refused is None:
-            self._closed.discard((sizes.tenant, 429))
+            self._closed.pop((sizes.tenant, 429), None)
             if sizes.deadline_s is not None:
-                self._closed.discard((sizes.tenant, 503))
+                self._closed.pop((sizes.tenant, 503), None)
             return None
         if refused.retry_after_s is None or (sizes.tenant, refused.status) in self._closed:
             return refused
-        self._closed.add((sizes.tenant, refused.status))
+        self._closed[sizes.tenant, refused.status] = None
+        if len(self._closed) > REMEMBERED_REFUSALS:
+            del self._closed[next(iter(self._closed))]
         return self.look(load, sizes)
 
     def _share(self, tenant: str, status: int) -> float:

@@ -1,10 +1,10 @@
 """The queue: who starts next, and who waits for somebody else to compute a prefix.
 
 Order: priority, then the tenant served least (`scheduler.fairness`); among a tenant's own requests
-those that continue, then arrival. The pages of a turn that waits for its tools are kept for it, so
-the sooner it goes on, the sooner they are of use to others; a new turn needs pages of its own. One
-heap of tenants per priority and one of requests per tenant: O(log tenants + log requests) per
-decision.
+arrival, where those that continue count as having come earlier. The pages of a turn that waits for
+its tools are kept for it, so the sooner it goes on, the sooner they are of use to others; a new
+turn needs pages of its own, and cannot be passed for ever. One heap of tenants per priority and one
+of requests per tenant: O(log tenants + log requests) per decision.
 
 Counters grow while tenants wait, so an entry of the heap may be too low; it is brought up to date
 when it comes to the top.
@@ -19,12 +19,17 @@ from heapq import heappop, heappush, heapreplace
 from scheduler.fairness import ServiceCounters
 from scheduler.request import Sequence
 
-Turn = tuple[bool, int]
-"""Place among a tenant's own: whether it is a new turn, and its arrival."""
+HEAD_START = 512
+"""Arrivals by which those that continue go before others of their tenant."""
+
+
+Turn = tuple[int, int]
+"""Place among a tenant's own, and the arrival that no other has."""
 
 
 def _turn(sequence: Sequence) -> Turn:
-    return not sequence.continues, sequence.arrival
+    arrival = sequence.arrival
+    return (arrival - HEAD_START if sequence.continues else arrival), arrival
 
 
 class _Level:
@@ -66,8 +71,13 @@ class WaitingQueue:
         self._enter(sequence)
 
     def remove(self, sequence: Sequence) -> None:
-        """Takes a sequence out, wherever it waits; it never waits again."""
+        """Takes a sequence out, wherever it waits; it never waits again.
+
+        Its entry stays until it comes to the top, and is made light: what lies behind a request
+        that is never served must not hold prompts.
+        """
         sequence.waiting = False
+        sequence.prompt_ids, sequence.keys = [], []
         self._count -= 1
 
     def head(self) -> Sequence | None:

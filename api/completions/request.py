@@ -26,6 +26,7 @@ from api.chat_request import (
 from api.completions.schema import HARMLESS, KNOWN, REFUSED, CompletionsRequest
 from api.errors import from_validation, invalid, unsupported
 from api.grammar import AnswerDemand
+from api.limits import check_sizes
 from api.sampling import MAX_TOP_LOGPROBS, read_sampling, within
 from api.schema import ChatCompletionRequest
 from engine.messages import Sampling
@@ -70,6 +71,7 @@ def read_completion_request(body: bytes, facts: ModelFacts) -> CompletionRequest
     model = checked_model(request.model, facts)
     refuse_unhonoured(fields, REFUSED)
     warn_of_unknown(fields, KNOWN | HARMLESS | REFUSED)
+    check_sizes(request.cache_salt, request.logit_bias, request.stop_token_ids)
     prompts, paths = _prompts(request.prompt, facts.vocab_size)
     n = within(1 if request.n is None else request.n, 1, MAX_CHOICES, "n")
     if request.best_of is not None and request.best_of != n:

@@ -97,3 +97,32 @@ def test_text_is_held_to_its_keywords(
 def test_a_pattern_that_is_not_sure_to_mean_the_same_is_left_to_json(pattern: str) -> None:
     schema = {"type": "string", "pattern": pattern}
     assert values_of(schema, {}, strict=True) == ([], schema)
+
+
+# ---------------------------------------------------------------- what must not take for ever
+
+
+def test_a_pattern_of_open_brackets_is_read_in_one_pass() -> None:
+    opens = "[" * 4096
+    assert len(values_of({"type": "string", "pattern": opens}, {}, strict=False).texts) == 1
+    with pytest.raises(SchemaError, match="4097 characters; the limit is 4096"):
+        values_of({"type": "string", "pattern": opens + "["}, {}, strict=False)
+
+
+def test_references_that_branch_at_every_level_are_given_up() -> None:
+    count = 200
+    definitions = {
+        f"d{i}": {"anyOf": [{"$ref": f"#/$defs/d{i + 1}"}, {"$ref": f"#/$defs/d{i + 1}"}]}
+        for i in range(count)
+    }
+    root = {"$ref": "#/$defs/d0", "$defs": {**definitions, f"d{count}": {"type": "string"}}}
+    with pytest.raises(SchemaError, match="more than 1000 schemas"):
+        values_of(root, root, strict=True)
+
+
+@pytest.mark.parametrize(
+    "schema", [{"type": "string", "format": []}, {"$ref": "#/anyOf/" + "9" * 5000}]
+)
+def test_odd_values_are_told_and_break_nothing(schema: Any) -> None:
+    with pytest.raises(SchemaError):
+        values_of(schema, {"anyOf": [{"type": "string"}]}, strict=True)

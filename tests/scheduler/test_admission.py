@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from engine.messages import Snapshot
 from scheduler.admission import (
+    REMEMBERED_REFUSALS,
     REOPEN_SHARE,
     SHORTEST_RETRY_S,
     UNKNOWN_RETRY_S,
@@ -200,3 +201,10 @@ def test_nobody_gets_in_between_a_refusal_and_the_time_it_named(
         if size >= prompt_tokens:
             assert gate.decide(load(a=int(tokens)), sizes(size)) is not None
     assert gate.look(load(a=int(tokens - 100.0 * left_s)), asked) is None
+
+
+def test_a_gate_remembers_so_many_refusals_and_no_more() -> None:
+    gate = Gate(LIMITS)
+    for number in range(REMEMBERED_REFUSALS + 10):
+        assert gate.decide(load(8, a=1900), sizes(300, f"user {number}")) is not None
+    assert len(gate._closed) == REMEMBERED_REFUSALS

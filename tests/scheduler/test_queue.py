@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from scheduler.fairness import FORGET_ABOVE, OUTPUT_WEIGHT, ServiceCounters
-from scheduler.queue import WaitingQueue
+from scheduler.queue import HEAD_START, WaitingQueue
 from scheduler.request import Sampling, Sequence
 from tests.scheduler.test_scheduler import Replica
 
@@ -99,7 +99,7 @@ class QueueAgainstModel(RuleBasedStateMachine):
             self.service.served(s.tenant) for s in rivals
         )
         own = [s for s in rivals if s.tenant == head.tenant]
-        assert head is min(own, key=lambda s: (not s.continues, s.arrival))
+        assert head is min(own, key=lambda s: (s.arrival - HEAD_START * s.continues, s.arrival))
         return head
 
     @invariant()
@@ -154,3 +154,27 @@ def test_counters_of_those_who_left_are_dropped() -> None:
         service.choose(f"t{n}")
         service.charge(f"t{n}", prompt_tokens=1)
     assert len(service._served) <= FORGET_ABOVE + 1
+
+
+def test_what_is_behind_a_request_that_is_never_served_holds_no_prompt() -> None:
+    queue = WaitingQueue(ServiceCounters())
+    queue.push(sequence(0))
+    gone = sequence(1)
+    queue.push(gone)
+    queue.remove(gone)
+    assert not gone.prompt_ids and not gone.keys and len(queue) == 1
+
+
+def test_a_new_turn_is_not_passed_for_ever() -> None:
+    queue = WaitingQueue(ServiceCounters())
+    queue.push(sequence(0))
+    passed = 0
+    for arrival in range(1, 2 * HEAD_START):
+        queue.push(sequence(arrival, continues=True))
+        head = queue.head()
+        assert head is not None
+        if head.arrival == 0:
+            break
+        queue.start(head)
+        passed += 1
+    assert passed == HEAD_START - 1
