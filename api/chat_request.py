@@ -13,25 +13,25 @@ from typing import Any
 
 import msgspec
 
-from api.answer_format import (
+from api.chat.messages import Message
+from api.conversation.context_management import Applied, ContextManagement
+from api.conversation.restoration import MissingReasoning
+from api.conversation.simulated_tools import read_markers
+from api.errors import ApiError, from_validation, invalid, unsupported
+from api.grammar.answers import AnswerDemand
+from api.grammar.formats import (
     AnswerFormat,
     only_one,
     read_named,
     read_response_format,
     read_structured_outputs,
 )
-from api.chat.messages import Message
-from api.context_management import Applied, ContextManagement
-from api.errors import ApiError, from_validation, invalid, unsupported
-from api.grammar import AnswerDemand
-from api.grammar_schema import SchemaError, check_limits
+from api.grammar.schema import SchemaError, check_limits
 from api.history import read_history
-from api.limits import check_sizes
 from api.profiles import PROFILES, ModelProfile, check_thinking
-from api.restoration import MissingReasoning
+from api.protection.limits import check_sizes
 from api.sampling import read_sampling, within
 from api.schema import HARMLESS, KNOWN, REFUSED, ChatCompletionRequest, MessageParam
-from api.simulated_tools import read_markers
 from api.tools import call_demand, read_tool_choice, read_tools
 from engine.client import GenerationDefaults
 from engine.messages import Sampling

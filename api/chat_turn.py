@@ -12,9 +12,9 @@ from api.admission import Deadline
 from api.chat.messages import Message
 from api.chat_request import ChatRequest
 from api.choice import Choice, join_logprobs, join_token_ids
-from api.context_management import ContextReport
+from api.conversation.context_management import ContextReport
+from api.conversation.next_turn import TurnEnds
 from api.metrics.requests import Measured
-from api.next_turn import TurnEnds
 from api.response import (
     AssistantMessage,
     ChatCompletion,

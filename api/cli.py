@@ -17,13 +17,13 @@ import uvicorn
 
 from api.backend import Backend
 from api.config import ChatConfig, ServerConfig
-from api.guards import header_guard
 from api.logs import set_up_logging
 from api.metrics.cost import Costs
 from api.metrics.exposition import Exposition
 from api.metrics.tracing import Tracing
 from api.options import HelpFormatter, add_options, build, read_values, show_bytes
 from api.profiles import choose_profile
+from api.protection.guards import header_guard
 from api.server import create_app
 from api.service import ChatService, load_prompt_format
 from cost_model.errors import CostError

@@ -6,9 +6,9 @@ from typing import Literal
 
 import msgspec
 
+from api.conversation.restoration import MissingReasoning
 from api.logs import LogFormat
 from api.profiles import ProfileChoice
-from api.restoration import MissingReasoning
 from cost_model.costs import LARGEST_PRICE
 from engine.client import ConfigError
 

@@ -13,7 +13,7 @@ from typing import Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from api.context_management import ContextReport
+from api.conversation.context_management import ContextReport
 from api.metrics.cost import RequestCost
 
 FinishReason = Literal["stop", "length", "tool_calls"]

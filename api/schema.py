@@ -12,10 +12,10 @@ from typing import Any, Literal
 
 import msgspec
 
-from api.answer_format import ResponseFormat, StructuredOutputs
-from api.context_management import ContextManagement
-from api.restoration import MissingReasoning
-from api.simulated_tools import ThinkingRetention
+from api.conversation.context_management import ContextManagement
+from api.conversation.restoration import MissingReasoning
+from api.conversation.simulated_tools import ThinkingRetention
+from api.grammar.formats import ResponseFormat, StructuredOutputs
 
 ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 

@@ -17,14 +17,10 @@ from api.anthropic.response import error_body
 from api.anthropic.routes import add_messages, speaks_messages
 from api.anthropic.schema import ErrorBody as MessagesError
 from api.backend import Backend
-from api.body import read_body
 from api.completions.routes import add_completions
 from api.config import ServerConfig
 from api.errors import ApiError, ErrorBody, from_status
 from api.exchange import JsonResponse, deadline_s_of, tenant_of, unless_disconnected
-from api.guards import BodyGuard
-from api.keys import KeyFile, KeyLimits
-from api.limits import Usage, key_check
 from api.logs import RequestLog
 from api.metrics.exposition import PATH as METRICS_PATH
 from api.metrics.exposition import Exposition
@@ -32,6 +28,10 @@ from api.metrics.http import UNCOUNTED, HttpMeter
 from api.metrics.requests import RequestCounts
 from api.openapi import answers, publish
 from api.profiling import add_profiler
+from api.protection.body import read_body
+from api.protection.guards import BodyGuard
+from api.protection.keys import KeyFile, KeyLimits
+from api.protection.limits import Usage, key_check
 from api.response import ChatCompletion, ChatCompletionChunk, Model, ModelList
 from api.responses.routes import add_responses
 from api.schema import ChatCompletionRequest

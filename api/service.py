@@ -18,7 +18,6 @@ from pathlib import Path
 
 import msgspec
 
-from api import restoration
 from api.admission import Door
 from api.chat.detokenizer import Detokenizer, TokenBytes
 from api.chat.encoding import Encoder, Prompt, TokenizerError
@@ -32,17 +31,18 @@ from api.chat_turn import ChatTurn
 from api.choice import Choice
 from api.completions.request import CompletionRequest, read_completion_request
 from api.config import ChatConfig
-from api.context_management import SummaryNeeded
-from api.conversation import Conversations
+from api.conversation import restoration
+from api.conversation.context_management import SummaryNeeded
+from api.conversation.next_turn import TurnEnds
+from api.conversation.prepare import Conversations
+from api.conversation.summary import Summariser
 from api.errors import ApiError, invalid
-from api.grammar import Grammars
-from api.limits import charge_tokens
+from api.grammar.answers import Grammars
 from api.logprobs import LogprobWriter
 from api.metrics.metrics import Metrics
-from api.next_turn import TurnEnds
 from api.profiles import check_thinking, choose_profile
+from api.protection.limits import charge_tokens
 from api.submission import Caller, Submitter, all_or_none
-from api.summary import Summariser
 from api.turn import Turn
 from engine.client import (
     CheckpointError,

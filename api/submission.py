@@ -13,7 +13,7 @@ from api.chat.encoding import Prompt
 from api.chat_request import ChatRequest, GenerationRequest
 from api.choice import Choice
 from api.errors import ApiError
-from api.grammar import Grammars
+from api.grammar.answers import Grammars
 from api.turn import Part, engine_is_dead
 from engine.client import EngineClient, EngineDead, EngineRefused
 from engine.messages import ReasoningBudget, Submit

@@ -15,7 +15,6 @@ from fastapi.params import Depends
 from starlette.responses import Response
 
 from api.backend import Backend
-from api.body import read_body
 from api.chat_request import (
     ChatRequest,
     ModelFacts,
@@ -29,6 +28,7 @@ from api.config import ServerConfig
 from api.errors import from_validation, invalid
 from api.exchange import JsonResponse
 from api.openapi import answers
+from api.protection.body import read_body
 from api.schema import MessageParam, TemplateOptions, Thinking
 from api.service import ChatService
 

@@ -17,10 +17,10 @@ from api.chat.encoding import Prompt
 from api.chat_request import GenerationRequest
 from api.choice import Choice
 from api.errors import ApiError
-from api.limits import charge_tokens
 from api.merge import merged
 from api.metrics.ended import Ended, Operation
 from api.metrics.requests import Measured
+from api.protection.limits import charge_tokens
 from api.response import ChunkChoice, Usage
 from engine.client import EngineClient, EngineDead, Generation
 from engine.messages import Output, Span, TurnEnded

@@ -24,7 +24,7 @@ import uvicorn
 from api.backend import Backend
 from api.chat.encoding import Encoder
 from api.config import ServerConfig
-from api.guards import header_guard
+from api.protection.guards import header_guard
 from api.response import ChatCompletionChunk, ChunkChoice, Delta
 from api.server import create_app
 from api.service import ChatService

@@ -25,7 +25,7 @@ from api.chat_request import (
     warn_of_unknown,
 )
 from api.errors import ApiError, from_validation, unsupported
-from api.grammar import AnswerDemand
+from api.grammar.answers import AnswerDemand
 from api.sampling import read_sampling
 from api.schema import ChatCompletionRequest
 from api.tools import ToolChoice, call_demand, read_tool_choice, read_tools

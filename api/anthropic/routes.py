@@ -19,10 +19,10 @@ from api.anthropic.schema import (
     TokenCount,
 )
 from api.backend import Backend
-from api.body import read_body
 from api.config import ServerConfig
 from api.exchange import JsonResponse, deadline_s_of, tenant_of, unless_disconnected
 from api.openapi import answers
+from api.protection.body import read_body
 from api.sse import EventStream, Wire, named_event
 
 PATHS = ("/v1/messages", "/anthropic/v1/messages")

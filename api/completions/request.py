@@ -25,8 +25,8 @@ from api.chat_request import (
 )
 from api.completions.schema import HARMLESS, KNOWN, REFUSED, CompletionsRequest
 from api.errors import from_validation, invalid, unsupported
-from api.grammar import AnswerDemand
-from api.limits import check_sizes
+from api.grammar.answers import AnswerDemand
+from api.protection.limits import check_sizes
 from api.sampling import MAX_TOP_LOGPROBS, read_sampling, within
 from api.schema import ChatCompletionRequest
 from engine.messages import Sampling

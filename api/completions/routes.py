@@ -9,12 +9,12 @@ from fastapi.params import Depends
 from starlette.responses import Response
 
 from api.backend import Backend
-from api.body import read_body
 from api.completions.response import chunks, completion
 from api.completions.schema import CompletionsRequest, TextCompletion
 from api.config import ServerConfig
 from api.exchange import JsonResponse, deadline_s_of, tenant_of, unless_disconnected
 from api.openapi import answers
+from api.protection.body import read_body
 from api.sse import EventStream
 
 PATHS = ("/v1/completions", "/beta/completions")

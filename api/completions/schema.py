@@ -10,7 +10,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from api.answer_format import ResponseFormat, StructuredOutputs
+from api.grammar.formats import ResponseFormat, StructuredOutputs
 from api.response import Usage
 from api.schema import StreamOptions
 

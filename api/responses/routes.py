@@ -9,11 +9,11 @@ from fastapi.params import Depends
 from starlette.responses import Response
 
 from api.backend import Backend
-from api.body import read_body
 from api.config import ServerConfig
 from api.errors import ApiError
 from api.exchange import JsonResponse, deadline_s_of, tenant_of, unless_disconnected
 from api.openapi import answers
+from api.protection.body import read_body
 from api.responses import schema
 from api.responses.events import Event
 from api.responses.request import as_sent, read_responses_request

@@ -12,10 +12,10 @@ from typing import Any, Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from api.conversation.restoration import MissingReasoning
+from api.conversation.simulated_tools import ThinkingRetention
 from api.response import TokenLogprob
-from api.restoration import MissingReasoning
 from api.schema import ReasoningEffort, TemplateOptions, Thinking
-from api.simulated_tools import ThinkingRetention
 
 # --- request ----------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ import pytest
 
 from api.anthropic.request import read_count_request, read_messages_request
 from api.chat_request import read_chat_request
-from api.context_management import SummaryNeeded
+from api.conversation.context_management import SummaryNeeded
 from api.errors import ApiError
 from api.responses.request import read_responses_request
 from api.service import ReadRequest

@@ -22,14 +22,14 @@ from api.chat.detokenizer import Detokenizer, TokenBytes
 from api.chat.encoding import Encoder
 from api.cli import listen
 from api.config import ServerConfig
-from api.guards import header_guard
+from api.protection.guards import header_guard
 from api.server import create_app
 from api.service import ChatService
 from engine.client import EngineRefused, GenerationDefaults
 from engine.grammar import GrammarCompiler
 from engine.hub import EMBEDDED_MODEL
 from engine.messages import Refused, Submit
-from tests.api import grammars
+from tests.api.grammar import grammars
 from tests.api.scripted_engine import ScriptedEngine, ScriptedGeneration
 from tests.clients.script import step_for
 

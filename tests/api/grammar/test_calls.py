@@ -13,9 +13,9 @@ from api.chat.markers import EOS
 from api.chat.messages import Message, ToolCall
 from api.chat.parser import OutputParser
 from api.errors import ApiError
-from api.grammar_calls import PARAMETER_NAME
-from api.grammar_schema import SchemaError
-from tests.api.grammars import accepts, block, call, forced, strict
+from api.grammar.calls import PARAMETER_NAME
+from api.grammar.schema import SchemaError
+from tests.api.grammar.grammars import accepts, block, call, forced, strict
 
 PLACE = strict(
     "place",

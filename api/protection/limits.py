@@ -9,7 +9,7 @@ from contextvars import ContextVar
 from starlette.requests import Request
 
 from api.errors import ApiError, invalid
-from api.keys import KeyFile, KeyLimits
+from api.protection.keys import KeyFile, KeyLimits
 
 BUSY_RETRY_S = 1.0
 MAX_SALT_CHARACTERS = 512

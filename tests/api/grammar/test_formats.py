@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from api.answer_format import (
+from api.errors import ApiError
+from api.grammar.formats import (
     AnswerFormat,
     JsonSchemaParam,
     ResponseFormat,
@@ -14,7 +15,6 @@ from api.answer_format import (
     read_response_format,
     read_structured_outputs,
 )
-from api.errors import ApiError
 
 SCHEMA = {"type": "object", "properties": {"a": {}}}
 

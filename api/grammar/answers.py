@@ -23,11 +23,11 @@ from typing import Any
 import msgspec
 from llguidance import LLMatcher, LLParserLimits, grammar_from, regex_to_lark
 
-from api.answer_format import AnswerFormat
 from api.errors import ApiError, invalid
-from api.grammar_calls import CallGrammar
-from api.grammar_schema import SchemaError, check_limits, sealed, with_options
-from api.grammar_values import literal
+from api.grammar.calls import CallGrammar
+from api.grammar.formats import AnswerFormat
+from api.grammar.schema import SchemaError, check_limits, sealed, with_options
+from api.grammar.values import literal
 from api.tools import CallDemand
 from engine.messages import Grammar
 

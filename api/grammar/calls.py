@@ -13,8 +13,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from api.grammar_schema import ANNOTATIONS, Schema, SchemaError, resolve, sealed, with_options
-from api.grammar_values import ANY_TEXT, literal, values_of
+from api.grammar.schema import ANNOTATIONS, Schema, SchemaError, resolve, sealed, with_options
+from api.grammar.values import ANY_TEXT, literal, values_of
 
 PARAMETER_NAME = re.compile(r'[^"<\n]{1,256}')
 """Names that can stand between quotes in a tag."""

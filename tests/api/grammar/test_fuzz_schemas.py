@@ -11,12 +11,12 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from api.answer_format import AnswerFormat
 from api.errors import ApiError
-from api.grammar import AnswerDemand
+from api.grammar.answers import AnswerDemand
+from api.grammar.formats import AnswerFormat
 from api.tools import CallDemand
 from engine.grammar import GrammarError
-from tests.api.grammars import GRAMMARS, tools
+from tests.api.grammar.grammars import GRAMMARS, tools
 
 EXAMPLES = int(os.environ.get("FUZZ_MUTATIONS", "100"))
 

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from api.answer_format import AnswerFormat, any_object
 from api.errors import ApiError
-from api.grammar import AnswerDemand, Grammars
+from api.grammar.answers import AnswerDemand, Grammars
+from api.grammar.formats import AnswerFormat, any_object
 from api.tools import CallDemand
-from tests.api.grammars import GRAMMARS, IDS, accepts, block, call, strict
+from tests.api.grammar.grammars import GRAMMARS, IDS, accepts, block, call, strict
 
 NUMBER = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
 NUMBER["additionalProperties"] = False
@@ -141,7 +141,7 @@ def test_references_that_multiply_are_cut_off() -> None:
 
 
 def test_grammars_are_kept_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("api.grammar.CACHED_BYTES", 10_000)
+    monkeypatch.setattr("api.grammar.answers.CACHED_BYTES", 10_000)
 
     async def run() -> None:
         grammars = Grammars(IDS["</think>"], IDS["｜DSML｜"])

@@ -1,4 +1,4 @@
-"""api.keys: a file of keys, read again when it changes, and never the worse for a bad one."""
+"""api.protection.keys: a file of keys, read again when it changes, unharmed by a bad one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from api.keys import LOOK_AGAIN_S, KeyFile, KeyLimits
+from api.protection.keys import LOOK_AGAIN_S, KeyFile, KeyLimits
 from engine.client import ConfigError
 
 
@@ -54,7 +54,7 @@ def test_every_key_is_compared_whichever_was_sent(
         compared.append(second)
         return hmac.compare_digest(first, second)
 
-    monkeypatch.setattr("api.keys.hmac", SimpleNamespace(compare_digest=compare))
+    monkeypatch.setattr("api.protection.keys.hmac", SimpleNamespace(compare_digest=compare))
     found = KeyFile(str(file), KeyLimits())
     counts = []
     for key in ("sk-one", "sk-three", "wrong"):

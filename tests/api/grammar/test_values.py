@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from api.grammar_schema import SchemaError
-from api.grammar_values import ANY_TEXT, values_of
-from tests.api.grammars import accepts, block, call, forced, strict
+from api.grammar.schema import SchemaError
+from api.grammar.values import ANY_TEXT, values_of
+from tests.api.grammar.grammars import accepts, block, call, forced, strict
 
 OTHERS = ["object", "array", "number", "integer", "boolean", "null"]
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from llguidance import regex_to_lark
 
 from api.chat.markers import DSML
-from api.grammar_schema import ANNOTATIONS, Schema, SchemaError, resolve
+from api.grammar.schema import ANNOTATIONS, Schema, SchemaError, resolve
 
 STRING_KEYWORDS = frozenset({"minLength", "maxLength", "pattern", "format"})
 OTHER_TYPES = ["object", "array", "number", "integer", "boolean", "null"]

@@ -1,7 +1,7 @@
 """What the server still knows of a conversation's tool turns goes back into it.
 
 Reasoning that the client sent wins; reasoning that it lost is restored, and what it repeats as it
-was is spliced token by token. See `api.reasoning_store` for how a turn is found again.
+was is spliced token by token. See `api.conversation.reasoning_store` for how a turn is found again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,12 @@ from api.chat.messages import (
     lift_inline_reasoning,
 )
 from api.chat.splicing import written_turn
-from api.reasoning_store import ReasoningStore, StoredTurn, digest_of_rest, digest_of_text
+from api.conversation.reasoning_store import (
+    ReasoningStore,
+    StoredTurn,
+    digest_of_rest,
+    digest_of_text,
+)
 from api.response import AssistantMessage
 from scheduler.retention import keeps_reasoning
 

@@ -1,4 +1,4 @@
-"""api.reasoning_store: bounds that hold whatever is done, and what counts as the same message."""
+"""api.conversation.reasoning_store: bounds that always hold, what counts as the same message."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from api.chat.messages import ToolCall, Written
-from api.reasoning_store import (
+from api.conversation.reasoning_store import (
     OVERHEAD_BYTES,
     ReasoningStore,
     StoredTurn,

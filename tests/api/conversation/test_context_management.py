@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from api.chat.encoding import Encoder
 from api.chat.messages import Message, ToolCall
-from api.context_management import (
+from api.conversation.context_management import (
     SUMMARY_HEADING,
     ContextManagement,
     Managed,

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from api.chat.json_text import to_json
 from api.chat.markers import DSML
-from api.grammar import AnswerDemand, Grammars
+from api.grammar.answers import AnswerDemand, Grammars
 from api.tools import CallDemand
 from engine.grammar import GrammarCompiler
 from engine.messages import Grammar

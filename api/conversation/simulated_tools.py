@@ -81,7 +81,7 @@ def keep_until_marker(
 
     The first user message always opens one. These clients seldom send reasoning back: where a text
     of the turn that lasts on has none, the model finds an empty thought. A tool call can do better,
-    see `api.restoration`.
+    see `api.conversation.restoration`.
     """
     marked: list[Message] = []
     seen_user = False

@@ -10,7 +10,7 @@ import pytest
 
 from api.chat.encoding import Encoder
 from api.chat.messages import Message, ToolCall, normalise_history
-from api.next_turn import INLINE_CHARACTERS, next_prefix
+from api.conversation.next_turn import INLINE_CHARACTERS, next_prefix
 from scheduler.retention import flip_point
 from tests.api.scripted_engine import Scripted
 from tests.api.test_service import CALL, TOOL

@@ -1,4 +1,4 @@
-"""api.guards: connections that never finish what they began, over real sockets."""
+"""api.protection.guards: connections that never finish what they began, over real sockets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from api.config import ServerConfig
-from api.guards import header_guard
+from api.protection.guards import header_guard
 from api.server import create_app
 from tests.api.scripted_engine import Scripted, body
 

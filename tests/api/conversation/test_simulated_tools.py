@@ -9,9 +9,14 @@ import pytest
 
 from api.chat.messages import Message
 from api.config import ChatConfig
+from api.conversation.simulated_tools import (
+    is_tool_output,
+    keep_until_marker,
+    read_markers,
+    simulated_results,
+)
 from api.errors import ApiError
 from api.service import ChatService
-from api.simulated_tools import is_tool_output, keep_until_marker, read_markers, simulated_results
 from engine.client import GenerationDefaults
 from tests.api.scripted_engine import MODEL, Scripted
 

@@ -1,4 +1,4 @@
-"""api.limits: requests in flight and tokens a minute of one key, through the HTTP server too."""
+"""api.protection.limits: requests in flight and tokens a minute of one key, over HTTP too."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 
 from api.config import ServerConfig
 from api.errors import ApiError
-from api.keys import KeyLimits
-from api.limits import Usage
+from api.protection.keys import KeyLimits
+from api.protection.limits import Usage
 from api.server import create_app
 from engine.client import ConfigError
 from tests.api.scripted_engine import MODEL, Scripted

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from api.grammar_schema import (
+from api.grammar.schema import (
     MAX_SCHEMA_BYTES,
     MAX_SCHEMA_DEPTH,
     SchemaError,

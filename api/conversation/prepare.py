@@ -17,11 +17,11 @@ from api.chat.encoding import Encoder, Prompt
 from api.chat.messages import Message, check_history, normalise_history
 from api.chat_request import ChatRequest
 from api.config import ChatConfig
-from api.context_management import Applied, PromptSizes, Summaries, manage
+from api.conversation.context_management import Applied, PromptSizes, Summaries, manage
+from api.conversation.reasoning_store import ReasoningStore
+from api.conversation.restoration import Restored, demand_reasoning, restore
+from api.conversation.simulated_tools import keep_until_marker, simulated_results
 from api.profiles import ModelProfile, check_tools
-from api.reasoning_store import ReasoningStore
-from api.restoration import Restored, demand_reasoning, restore
-from api.simulated_tools import keep_until_marker, simulated_results
 
 logger = logging.getLogger("winnow.api")
 
