@@ -183,36 +183,49 @@ class StepPlanner:
         return head is not None and head.priority < sequence.priority
 
     def _join(self, step: PlannedStep, longest: int) -> bool:
-        """Starts the head of the queue; returns whether it fitted. None overtakes it."""
-        running, size = self.running, self.config.page_tokens
-        pool = running.pool
-        while running.free_slots and step.budget.tokens > 0:
-            sequence = self.waiting.head()
-            if sequence is None:
-                return False
+        """Starts who is next in the queue; returns whether there was one who fitted."""
+        running = self.running
+        if not running.free_slots or step.budget.tokens <= 0:
+            return False
+        joining = self._joining()
+        if joining is None:
+            return False
+        sequence, found = joining
+        known, start = sequence.known_tokens, len(found) * self.config.page_tokens
+        count = step.budget.fit(start, min(longest, known - start))
+        if not count:
+            return False
+        self.waiting.start(sequence)
+        step.new_slots.append(running.start(sequence, found))
+        if sequence.cached_tokens is None:
+            sequence.cached_tokens = start
+            running.service.charge(sequence.tenant, prompt_tokens=known - start)
+            self.pre_warmer.found(sequence.keys, len(found))
+        self.backlog.set(sequence, sequence.prompt_tokens - start)
+        step.add(sequence, count)
+        return True
+
+    def _joining(self) -> tuple[Sequence, list[int]] | None:
+        """Returns who starts next, and the cached pages to start with; None when nobody fits.
+
+        That is the head of the queue, or one who may pass it while there is no room for it. Who
+        waits for somebody else to compute a page is parked.
+        """
+        size, pool = self.config.page_tokens, self.running.pool
+        sequence = self.waiting.head()
+        while sequence is not None:
             known = sequence.known_tokens
             # One token at least is left to compute: its logits start the answer.
             limit = (known - 1) // size
             found = pool.match(sequence.keys, limit)
             if self.leaders.park(sequence, len(found), limit):
+                sequence = self.waiting.head()
                 continue
             missing = -(-known // size) - len(found)
-            if missing + pool.count_idle(found) > self._room(sequence):
-                return False
-            start = len(found) * size
-            count = step.budget.fit(start, min(longest, known - start))
-            if not count:
-                return False
-            self.waiting.start(sequence)
-            step.new_slots.append(running.start(sequence, found))
-            if sequence.cached_tokens is None:
-                sequence.cached_tokens = start
-                running.service.charge(sequence.tenant, prompt_tokens=known - start)
-                self.pre_warmer.found(sequence.keys, len(found))
-            self.backlog.set(sequence, sequence.prompt_tokens - start)
-            step.add(sequence, count)
-            return True
-        return False
+            if missing + pool.count_idle(found) <= self._room(sequence):
+                return sequence, found
+            sequence = self.waiting.passing(sequence)
+        return None
 
     def _room(self, sequence: Sequence) -> int:
         """Returns the pages that a sequence may start with.

@@ -3,8 +3,10 @@
 Order: priority, then the tenant served least (`scheduler.fairness`); among a tenant's own requests
 arrival, where those that continue count as having come earlier. The pages of a turn that waits for
 its tools are kept for it, so the sooner it goes on, the sooner they are of use to others; a new
-turn needs pages of its own, and cannot be passed for ever. One heap of tenants per priority and one
-of requests per tenant: O(log tenants + log requests) per decision.
+turn needs pages of its own. So while a new turn finds no room, other tenants' turns may go on
+before it; neither that nor the head start lasts for ever. Per priority those that continue stand in
+one line and new turns in another, each a heap of tenants and one of requests per tenant:
+O(log tenants + log requests) per decision.
 
 Counters grow while tenants wait, so an entry of the heap may be too low; it is brought up to date
 when it comes to the top.
@@ -21,7 +23,8 @@ from scheduler.request import Sequence
 
 HEAD_START = 512
 """Arrivals by which those that continue go before others of their tenant."""
-
+MOST_PASSES = 64
+"""Requests that may go on before a new turn which is next and finds no room."""
 
 Turn = tuple[int, int]
 """Place among a tenant's own, and the arrival that no other has."""
@@ -32,14 +35,61 @@ def _turn(sequence: Sequence) -> Turn:
     return (arrival - HEAD_START if sequence.continues else arrival), arrival
 
 
-class _Level:
-    """Requests of one priority."""
+class _Line:
+    """Requests of one priority, those that continue or the others."""
 
     def __init__(self) -> None:
         self.tenants: list[tuple[int, Turn, str]] = []
         """Heap of (served, turn of the tenant's first, tenant), one entry per lane."""
         self.lanes: dict[str, list[tuple[Turn, Sequence]]] = {}
         """Tenant -> heap of (turn, sequence)."""
+
+    def enter(self, sequence: Sequence, served: int) -> None:
+        """Adds a request of a tenant with this counter."""
+        tenant, turn = sequence.tenant, _turn(sequence)
+        lane = self.lanes.get(tenant)
+        if lane is None:
+            lane = self.lanes[tenant] = []
+            heappush(self.tenants, (served, turn, tenant))
+        heappush(lane, (turn, sequence))
+
+    def first(self, service: ServiceCounters) -> tuple[int, Turn, str] | None:
+        """Returns the entry of the tenant whose turn it is; None when nobody waits."""
+        while self.tenants:
+            served, turn, tenant = self.tenants[0]
+            lane = self.lanes[tenant]
+            while lane and not lane[0][1].waiting:
+                heappop(lane)
+            if not lane:
+                heappop(self.tenants)
+                del self.lanes[tenant]
+                continue
+            entry = (service.served(tenant), lane[0][0], tenant)
+            if entry == (served, turn, tenant):
+                return entry
+            heapreplace(self.tenants, entry)
+        return None
+
+    def of(self, tenant: str) -> Sequence:
+        """Returns the tenant's first request."""
+        return self.lanes[tenant][0][1]
+
+
+class _Level:
+    """Requests of one priority."""
+
+    def __init__(self) -> None:
+        self.continuing, self.new = _Line(), _Line()
+
+    def line(self, sequence: Sequence) -> _Line:
+        return self.continuing if sequence.continues else self.new
+
+    def head(self, service: ServiceCounters) -> Sequence | None:
+        """Returns who comes first of both lines."""
+        continuing, new = self.continuing.first(service), self.new.first(service)
+        if continuing is not None and (new is None or continuing < new):
+            return self.continuing.of(continuing[2])
+        return self.new.of(new[2]) if new is not None else None
 
 
 class WaitingQueue:
@@ -59,7 +109,7 @@ class WaitingQueue:
     def __iter__(self) -> Iterator[Sequence]:
         """Yields every waiting sequence, in no useful order."""
         for level in self._levels.values():
-            for lane in level.lanes.values():
+            for lane in (*level.continuing.lanes.values(), *level.new.lanes.values()):
                 yield from (sequence for _, sequence in lane if sequence.waiting)
         for followers in self._parked.values():
             yield from (sequence for _, sequence in followers if sequence.waiting)
@@ -83,33 +133,35 @@ class WaitingQueue:
     def head(self) -> Sequence | None:
         """Returns who starts next, still in line; None when nobody is."""
         for priority in list(self._priorities):
-            level = self._levels[priority]
-            while level.tenants:
-                served, first, tenant = level.tenants[0]
-                lane = level.lanes[tenant]
-                while lane and not lane[0][1].waiting:
-                    heappop(lane)
-                if not lane:
-                    heappop(level.tenants)
-                    del level.lanes[tenant]
-                    continue
-                entry = (self.service.served(tenant), lane[0][0], tenant)
-                if entry == (served, first, tenant):
-                    return lane[0][1]
-                heapreplace(level.tenants, entry)
+            head = self._levels[priority].head(self.service)
+            if head is not None:
+                return head
             del self._levels[priority]
             self._priorities.remove(priority)
         return None
 
+    def passing(self, head: Sequence) -> Sequence | None:
+        """Returns who may start before the head, which finds no room: the first of its priority
+        that continues. None when there is none, or the head was passed often enough."""
+        if head.continues or head.passed >= MOST_PASSES:
+            return None
+        line = self._levels[head.priority].continuing
+        first = line.first(self.service)
+        return line.of(first[2]) if first is not None else None
+
     def start(self, sequence: Sequence) -> None:
-        """Takes the head out: it runs now."""
+        """Takes the head out, or who may pass it: it runs now."""
+        head = self.head()
+        if head is sequence:
+            self.service.choose(sequence.tenant)
+        elif head is not None:
+            head.passed += 1
         self._leave(sequence)
         sequence.waiting = False
         self._count -= 1
-        self.service.choose(sequence.tenant)
 
     def park(self, sequence: Sequence, leader: Sequence, pages: int) -> None:
-        """Takes the head out of line until `leader` has published `pages` pages."""
+        """Takes the head, or who may pass it, out of line until a leader has published pages."""
         self._leave(sequence)
         self._parked.setdefault(leader.arrival, []).append((pages, sequence))
 
@@ -134,16 +186,12 @@ class WaitingQueue:
         if level is None:
             level = self._levels[sequence.priority] = _Level()
             insort(self._priorities, sequence.priority)
-        lane = level.lanes.get(sequence.tenant)
-        if not lane:
-            self.service.arrive(sequence.tenant)
-        if lane is None:
-            lane = level.lanes[sequence.tenant] = []
-            served = self.service.served(sequence.tenant)
-            heappush(level.tenants, (served, _turn(sequence), sequence.tenant))
-        heappush(lane, (_turn(sequence), sequence))
+        tenant = sequence.tenant
+        if not (level.continuing.lanes.get(tenant) or level.new.lanes.get(tenant)):
+            self.service.arrive(tenant)
+        level.line(sequence).enter(sequence, self.service.served(tenant))
 
     def _leave(self, sequence: Sequence) -> None:
-        lane = self._levels[sequence.priority].lanes[sequence.tenant]
-        assert lane[0][1] is sequence, "only the head starts"
+        lane = self._levels[sequence.priority].line(sequence).lanes[sequence.tenant]
+        assert lane[0][1] is sequence, "only the first of a tenant leaves"
         heappop(lane)

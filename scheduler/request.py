@@ -75,6 +75,7 @@ class Sequence:
         "output_ids",
         "output_limit",
         "pages",
+        "passed",
         "priority",
         "prompt_ids",
         "prompt_tokens",
@@ -142,6 +143,8 @@ class Sequence:
         self.continues = continues
         """It goes on with work whose pages are kept for it: a turn whose tools have answered, or
         what was preempted."""
+        self.passed = 0
+        """Requests that started before it while it was next and found no room."""
 
     @property
     def token_ids(self) -> list[int]:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from scheduler.fairness import FORGET_ABOVE, OUTPUT_WEIGHT, ServiceCounters
-from scheduler.queue import HEAD_START, WaitingQueue
+from scheduler.queue import HEAD_START, MOST_PASSES, WaitingQueue
 from scheduler.request import Sampling, Sequence
 from tests.scheduler.test_scheduler import Replica
 
@@ -178,3 +178,43 @@ def test_a_new_turn_is_not_passed_for_ever() -> None:
         queue.start(head)
         passed += 1
     assert passed == HEAD_START - 1
+
+
+def test_while_a_new_turn_finds_no_room_others_go_on_before_it_but_not_for_ever() -> None:
+    service = ServiceCounters()
+    queue = WaitingQueue(service)
+    new = sequence(0, "calm")
+    queue.push(new)
+    service.charge("busy", prompt_tokens=1000)
+    passed = 0
+    for arrival in range(1, 2 * MOST_PASSES):
+        queue.push(sequence(arrival, "busy", continues=True))
+        assert queue.head() is new
+        passing = queue.passing(new)
+        if passing is None:
+            break
+        queue.start(passing)
+        passed += 1
+    assert passed == MOST_PASSES
+    queue.start(new)
+    assert service.served("newcomer") == service.served("calm") == 0, (
+        "those who passed were not the ones served least: newcomers do not start at their counter"
+    )
+
+
+def test_neither_new_turns_nor_other_priorities_pass() -> None:
+    queue = WaitingQueue(ServiceCounters())
+    for arrival, kind in enumerate([{}, {"tenant": "b"}, {"priority": 1, "continues": True}]):
+        queue.push(sequence(arrival, **kind))  # type: ignore[arg-type]
+    head = queue.head()
+    assert head is not None and head.arrival == 0
+    assert queue.passing(head) is None
+
+
+def test_what_continues_is_passed_by_none() -> None:
+    queue = WaitingQueue(ServiceCounters())
+    queue.push(sequence(0, "a", continues=True))
+    queue.push(sequence(1, "b", continues=True))
+    head = queue.head()
+    assert head is not None and head.arrival == 0
+    assert queue.passing(head) is None

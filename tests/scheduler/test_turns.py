@@ -146,6 +146,23 @@ def test_a_new_turn_leaves_awaited_pages_alone_while_anything_runs() -> None:
     assert replica.running() == {"long"}, "nothing else runs: it may take them"
 
 
+def test_another_tenants_turn_goes_on_while_a_new_one_finds_no_room() -> None:
+    replica = Replica(awaited_share=1.0)  # 16 pages
+    replica.submit("a", [1] * 33, ONE, tenant="busy")
+    replica.finish()
+    replica.scheduler.turn_ended("a", 0, "tool_calls", None)
+    replica.submit("short", [2] * 9, Sampling(max_tokens=3, ignore_eos=True), tenant="calm")
+    replica.step()
+    replica.submit("long", [3] * 30, tenant="new")
+    replica.step()
+    assert replica.running() == {"short"}, "the pages of the turn that waits are not for it"
+    replica.submit("next step", [*[1] * 33, 4, 4], tenant="busy")
+    replica.step()
+    assert "next step" in replica.running()
+    replica.finish()
+    assert not replica.scheduler.waiting
+
+
 def test_a_preempted_request_comes_back_before_new_ones() -> None:
     replica = Replica(total_pages=10, max_model_len=32, max_num_seqs=2)
     replica.submit("first", [2] * 15)
