@@ -18,6 +18,7 @@ from benchmarks import context as contexts
 from benchmarks import model as models
 from benchmarks import sections
 from benchmarks.checkpoint import model_folder
+from benchmarks.forms import CONTEXTS as FORM_CONTEXTS
 from benchmarks.peers import ParityError
 from benchmarks.report import Machine, describe, machine
 from benchmarks.sections import Section
@@ -96,6 +97,11 @@ def _parser() -> argparse.ArgumentParser:
     growth.add_argument("--context", type=int, nargs="+", default=list(contexts.CONTEXTS))
     growth.add_argument("--steps", type=int, default=30, help="decode steps measured")
     growth.add_argument("--plot", type=Path, help="draw them into this file")
+
+    forms = commands.add_parser("forms", help="prefill with keys expanded, and absorbed")
+    _common(forms, _forms)
+    forms.add_argument("--context", type=int, nargs="+", default=list(FORM_CONTEXTS))
+    forms.add_argument("--repeats", type=int, default=3)
 
     layers = commands.add_parser("model", help="few layers of full width, random FP8 weights")
     layers.set_defaults(run=_model, model="embedded")
@@ -195,6 +201,17 @@ def _context(options: argparse.Namespace, folder: Path, here: Machine) -> list[S
     return [one]
 
 
+def _forms(options: argparse.Namespace, folder: Path, here: Machine) -> list[Section]:
+    one = sections.over_forms(
+        folder,
+        context_tokens=options.context,
+        repeats=options.repeats,
+        clock=options.clock,
+        threads=options.threads,
+    )
+    return [one]
+
+
 def _model(options: argparse.Namespace, folder: Path, here: Machine) -> list[Section]:
     torch.set_num_threads(options.threads)
     return [models.section(options)]
@@ -212,6 +229,7 @@ def _all(options: argparse.Namespace, folder: Path, here: Machine) -> list[Secti
         *(f"peers --model {model}" for model in MODELS),
         *(f"serve --model {model}{' --alone' * options.alone}" for model in MODELS),
         "step --profile --top 12",
+        "forms",
         f"context --plot {options.output / 'context.svg'}",
     ]
     found = []

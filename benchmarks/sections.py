@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from benchmarks import context as contexts
+from benchmarks import forms as forms_of_prefill
 from benchmarks import peers, serving
 from benchmarks.profile import OperatorTime, operators
 from benchmarks.report import milliseconds, table
@@ -262,3 +263,24 @@ def over_context(
         contexts.plot(found, plot, caption)
     header = ["context", "sparse, ms", "growth", "dense, ms", "growth"]
     return Section("A decode step over the context", table(header, rows), found)
+
+
+def over_forms(
+    folder: Path, *, context_tokens: list[int], repeats: int, clock: Clock, threads: int
+) -> Section:
+    """Prefill of one prompt in each of its forms."""
+    found = forms_of_prefill.over_forms(
+        folder, context_tokens, repeats=repeats, clock=clock, threads=threads
+    )
+    rows = [
+        [
+            f"{one.context:,}",
+            milliseconds(one.expanded_s),
+            milliseconds(one.absorbed_s),
+            f"{one.expanded_s / one.absorbed_s:.2f}",
+            one.chosen,
+        ]
+        for one in found
+    ]
+    header = ["prompt", "expanded, ms", "absorbed, ms", "ratio", "chosen at its end"]
+    return Section("Forms of prefill", f"{clock} time\n\n{table(header, rows)}", found)

@@ -17,7 +17,8 @@ from tqdm import tqdm
 from engine.config import PAGE_TOKENS, EngineConfig
 from engine.loading import Replica, load_replica
 from engine.runner import Runner
-from scheduler.plan import StepPlan
+from scheduler.config import SchedulerConfig
+from scheduler.plan import Row, StepPlan
 from scheduler.request import Sampling
 from scheduler.scheduler import Scheduler
 
@@ -55,18 +56,27 @@ class Stopwatch:
 
     def __init__(self, scheduler: Scheduler, runner: Runner, clock: Clock) -> None:
         self.scheduler, self.runner, self.now = scheduler, runner, CLOCKS[clock]
-        self._forward = runner.model.forward
-        self._forward_times = (0.0, 0.0)
+        self._compute, self._forward = runner.compute, runner.model.forward
+        self._forward_times: tuple[float, float] | None = None
         self.steps: list[tuple[float, ...]] = []
 
     def __enter__(self) -> Stopwatch:
-        self.runner.model.forward = self._timed  # type: ignore[method-assign, assignment]
+        self.runner.compute = self._timed_compute  # type: ignore[method-assign]
+        self.runner.model.forward = self._timed_forward  # type: ignore[method-assign, assignment]
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.runner.compute = self._compute  # type: ignore[method-assign]
         self.runner.model.forward = self._forward  # type: ignore[method-assign]
 
-    def _timed(self, *args: Any) -> Tensor:
+    def _timed_compute(self, rows: tuple[Row, ...]) -> Tensor:
+        self._forward_times, begin = None, self.now()
+        logits = self._compute(rows)
+        if self._forward_times is None:  # a captured graph was replayed
+            self._forward_times = (begin, self.now())
+        return logits
+
+    def _timed_forward(self, *args: Any) -> Tensor:
         begin = self.now()
         logits = self._forward(*args)
         self._forward_times = (begin, self.now())
@@ -80,7 +90,8 @@ class Stopwatch:
         result = self.runner.execute(plan)
         executed = self.now()
         self.scheduler.commit(result)
-        self.steps.append((begin, planned, *self._forward_times, executed, self.now()))
+        forward = self._forward_times or (planned, planned)
+        self.steps.append((begin, planned, *forward, executed, self.now()))
 
     def times(self) -> StepTimes:
         """Returns the medians of the steps so far."""
@@ -193,17 +204,24 @@ def measure_decode(
 
 
 def measure_prefill(
-    replica: Replica, *, batch: int, context: int, repeats: int = 3, clock: Clock = "wall"
+    replica: Replica,
+    *,
+    batch: int,
+    context: int,
+    repeats: int = 3,
+    clock: Clock = "wall",
+    config: SchedulerConfig | None = None,
 ) -> float:
     """Returns the seconds to prefill `batch` prompts of `context` tokens, all steps together.
 
     The median of `repeats`, after one that is not counted; the first tokens are sampled too.
+    config: the scheduler's, the replica's own by default.
     """
     vocab, now = replica.model.vocab_size, CLOCKS[clock]
     once = Sampling(max_tokens=1, temperature=0.0, ignore_eos=True)
     times = []
     for _ in tqdm(range(1 + repeats), desc=f"prefill {batch} x {context}", leave=False):
-        scheduler = Scheduler(replica.scheduler.config)
+        scheduler = Scheduler(config or replica.scheduler.config)
         begin = now()
         for i in range(batch):
             scheduler.submit(str(i), prompt(context, vocab, i), once)

@@ -79,7 +79,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """An engine that sends nothing for so long counts as dead; it reports four times a second
     between steps, so the limit must exceed the longest step."""
     threads: int | None = None
-    """CPU threads of the engine; None: one per core."""
+    """CPU threads of the engine; None: OMP_NUM_THREADS, or one per core."""
 
     def __post_init__(self) -> None:
         def at_least(name: str, low: int) -> None:

@@ -66,8 +66,8 @@ def load_replica(config: EngineConfig, *, progress: bool = True) -> Replica:
                 folder, "eos_token_id", token_id, f"0 to {model.vocab_size - 1}, the vocabulary"
             )
     device = _device(config)
-    if device.type == "cpu":
-        torch.set_num_threads(config.threads or _cores())
+    if device.type == "cpu" and (threads := config.threads or _cores()):
+        torch.set_num_threads(threads)
     dtype = _dtype(config, device)
     layout = _layout(config, device, dtype, model)
     reason = obstacle(model, layout, dtype, device)
@@ -181,11 +181,14 @@ def _check_fits(
         )
 
 
-def _cores() -> int:
-    """Cores this process may use, which containers limit."""
+def _cores() -> int | None:
+    """Cores this process may use, which containers limit; None where the environment says how many
+    threads there shall be, as torch reads it."""
+    if "OMP_NUM_THREADS" in os.environ:
+        return None
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return os.cpu_count()
 
 
 def _device(config: EngineConfig) -> torch.device:
@@ -201,9 +204,9 @@ def _device(config: EngineConfig) -> torch.device:
 
 
 CPU_BREAK_EVEN = 5
-"""Times further than multiply-adds alone say, a CPU expands: a few large products take a third of
-the time that as many multiply-adds take in small ones over gathered rows, and causality spares
-half of them. `winnow bench step` shows it in the prefill of 512 tokens."""
+"""Times further than multiply-adds alone say, a CPU expands: a few large products take less time
+than as many multiply-adds in small ones over gathered rows, and causality spares half of them.
+`winnow bench forms` measures both forms over the prompt's length."""
 
 
 def _forms(config: EngineConfig, model: ModelConfig, device: torch.device) -> FormPolicy:

@@ -22,7 +22,7 @@ from engine.config import PAGE_TOKENS
 from engine.hopper.weights import Product, Quantised, joined, take
 from engine.model_config import ModelConfig
 from kernels.cache import LATENT_GROUP
-from kernels.hopper.dense_mha import dense_mha, selection_bitmask
+from kernels.hopper.dense_mha import dense_mha
 from kernels.hopper.dense_mla import dense_mla
 from kernels.hopper.index_key_writer import write_index_keys
 from kernels.hopper.index_query import quantised_index_queries
@@ -31,6 +31,7 @@ from kernels.hopper.latent_writer import write_latents
 from kernels.hopper.paged_indexer_logits import paged_logits, paged_schedule
 from kernels.hopper.quantise import NormedQuantised, quantise, rms_norm_quantise
 from kernels.hopper.query_rotation import rotate_queries
+from kernels.hopper.selection_bitmask import selection_bitmask
 from kernels.hopper.sparse_mla import sparse_mla
 from kernels.hopper.topk import top_k_slots
 from kernels.topk import positions_of

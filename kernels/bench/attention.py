@@ -27,9 +27,10 @@ from kernels.bench.case import (
     some_rows,
 )
 from kernels.dense_mla import dense_mla as plain_dense_mla
-from kernels.hopper.dense_mha import dense_mha, selection_bitmask
+from kernels.hopper.dense_mha import dense_mha
 from kernels.hopper.dense_mla import dense_mla
 from kernels.hopper.latent_writer import write_latents
+from kernels.hopper.selection_bitmask import selection_bitmask
 from kernels.hopper.sparse_mla import sparse_mla
 from kernels.sparse_mla import sparse_mla as plain_sparse_mla
 

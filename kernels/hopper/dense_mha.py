@@ -24,15 +24,13 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kernels.hopper.arguments import check_tensor
 from kernels.hopper.rounding import to_dtype
+from kernels.hopper.selection_bitmask import WORD
 from kernels.hopper.specialisation import Budget, Specialisation
 
 DTYPES = (torch.bfloat16, torch.float16)
 BLOCK_ROWS = 128
 BLOCK_KEYS = 128
 MASKED_BLOCK_KEYS = 64
-WORD = 32
-"""Positions in a word of the bitmask: position s is bit s % 32 of word s // 32."""
-_BITMASK_BLOCK = 1024
 
 
 @triton.jit(do_not_specialize=["selected_stride", "word_count"])
@@ -150,27 +148,6 @@ def dense_mha_kernel(
         )
 
 
-@triton.jit(do_not_specialize=["length", "bitmask_stride"])
-def selection_bitmask_kernel(
-    positions,
-    bitmask,
-    count,
-    length,
-    positions_stride,
-    bitmask_stride,
-    BLOCK: tl.constexpr,
-    WORD: tl.constexpr,
-):
-    """Sets a bit per position of one row; `or` commutes, so the order of atomics is no matter."""
-    row = tl.program_id(0).to(tl.int64)
-    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    position = tl.load(positions + row * positions_stride + at, mask=at < count, other=-1)
-    valid = (position >= 0) & (position < length)
-    position = tl.where(valid, position, 0)
-    word = bitmask + row * bitmask_stride + position // WORD
-    tl.atomic_or(word, 1 << (position % WORD), mask=valid, sem="relaxed")
-
-
 def dense_mha(
     q: Tensor,
     k_nope: Tensor,
@@ -244,34 +221,6 @@ def dense_mha(
         num_stages=2,
     )
     return out, lse
-
-
-def selection_bitmask(positions: Tensor, length: int) -> Tensor:
-    """Returns [T, words] int32 with a bit for each of the row's positions below `length`.
-
-    positions [T, K] int32 in any order, last dimension contiguous, -1 (or anything negative or not
-    below length) anywhere for none; words cover length rounded up to a multiple of 64. Raises
-    ValueError for other arguments.
-    """
-    check_tensor("positions", positions, (None, None), (torch.int32,))
-    if length < 1:
-        raise ValueError(f"length is {length}; it must be positive")
-    rows, count = positions.shape
-    words = triton.cdiv(length, MASKED_BLOCK_KEYS) * (MASKED_BLOCK_KEYS // WORD)
-    bitmask = torch.zeros(rows, words, dtype=torch.int32, device=positions.device)
-    if rows and count:
-        selection_bitmask_kernel[(rows, triton.cdiv(count, _BITMASK_BLOCK))](
-            positions,
-            bitmask,
-            count,
-            length,
-            positions.stride(0),
-            bitmask.stride(0),
-            BLOCK=min(_BITMASK_BLOCK, triton.next_power_of_2(count)),
-            WORD=WORD,
-            num_warps=4,
-        )
-    return bitmask
 
 
 def _compute_dtype(dtype: torch.dtype) -> tl.dtype:
@@ -381,21 +330,4 @@ def _specialisation(masked: bool, budget: Budget) -> Specialisation:
 SPECIALISATIONS: tuple[Specialisation, ...] = (
     _specialisation(False, Budget(255, 220_000, 1, "HGMMA")),
     _specialisation(True, Budget(255, 220_000, 1, "HGMMA")),
-    Specialisation(
-        name="bitmask of positions",
-        kernel=selection_bitmask_kernel,
-        signature={
-            "positions": "*i32",
-            "bitmask": "*i32",
-            "count": "i32",
-            "length": "i32",
-            "positions_stride": "i32",
-            "bitmask_stride": "i32",
-        },
-        constants={"BLOCK": _BITMASK_BLOCK, "WORD": WORD},
-        aligned=("positions", "bitmask", "positions_stride"),
-        warps=4,
-        stages=3,
-        budget=Budget(48, 8192, 8, None),
-    ),
 )

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.checkpoint import MID_CONFIG, write_checkpoint
 from benchmarks.profile import operators
-from benchmarks.step import decode_stopwatch, load, measure_decode, measure_prefill
+from benchmarks.step import Stopwatch, decode_stopwatch, load, measure_decode, measure_prefill
 from engine.model_config import ModelConfig
 from scheduler.request import Sampling
 from tests.checkpoints import tiny_config
@@ -47,6 +47,26 @@ def test_the_parts_of_a_step_add_up(folder: Path) -> None:
     assert times.overhead_s == pytest.approx(times.step_s - times.forward_s)
     assert not replica.runner.slots, "the replica can be used again"
     assert measure_prefill(replica, batch=2, context=100, repeats=1) > 0
+
+
+def test_a_step_that_calls_no_model_is_forward_altogether(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a captured graph is replayed."""
+    replica = load(folder, sequences=1, tokens=200)
+    watch = decode_stopwatch(replica, batch=1, context=100, clock="wall", sampling=GREEDY)
+    with watch:
+        watch.step()
+    logits = replica.runner.logits
+    monkeypatch.setattr(replica.runner, "compute", lambda rows: logits)
+    replayed = Stopwatch(watch.scheduler, replica.runner, "wall")
+    with replayed:
+        replayed.step()
+    times = replayed.times()
+    assert 0 < times.forward_s < times.step_s
+    assert times.batch_s + times.forward_s + times.sample_s == pytest.approx(
+        times.step_s - times.plan_s - times.commit_s
+    )
 
 
 def test_a_context_beyond_the_replica_is_an_error(folder: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -189,3 +190,20 @@ def test_a_broken_checkpoint_is_named(checkpoint: Path, tmp_path: Path) -> None:
     (folder / "model.safetensors").write_bytes(b"12345678")
     with pytest.raises(CheckpointError, match=r"model\.safetensors"):
         load(folder)
+
+
+def test_threads_are_as_asked_then_as_the_environment_says_then_one_per_core(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = torch.get_num_threads()
+    try:
+        load(checkpoint, threads=3)
+        assert torch.get_num_threads() == 3
+        monkeypatch.setenv("OMP_NUM_THREADS", "3")  # torch has read it when it was imported
+        load(checkpoint)
+        assert torch.get_num_threads() == 3
+        monkeypatch.delenv("OMP_NUM_THREADS")
+        load(checkpoint)
+        assert torch.get_num_threads() == len(os.sched_getaffinity(0))
+    finally:
+        torch.set_num_threads(before)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 import pytest
 
@@ -23,8 +25,8 @@ def costs(shape: ModelShape = V32, machine: str = "h800", price: float | None = 
 
 
 def step(
-    decodes: list[int] = [],  # noqa: B006
-    prefills: list[tuple[int, int, str]] = [],  # noqa: B006
+    decodes: Sequence[int] = (),
+    prefills: Sequence[tuple[int, int, str]] = (),
     top_k: int = 2048,
 ) -> StepStats:
     """A step with decode rows at these positions, all scored."""
@@ -37,7 +39,7 @@ def step(
         decode_context_tokens=sum(contexts),
         decode_selected_tokens=sum(min(context, top_k) for context in contexts),
         decode_scored_tokens=sum(context for context in contexts if context > top_k),
-        prefills=prefills,  # type: ignore[arg-type]
+        prefills=list(prefills),  # type: ignore[arg-type]
         pre_warmed_tokens=0,
         first_tokens=0,
         gaps=[(0.1, len(decodes))] if decodes else [],

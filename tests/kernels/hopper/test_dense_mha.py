@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from kernels.attention import attention_reference
-from kernels.hopper.dense_mha import WORD, dense_mha, selection_bitmask
+from kernels.hopper.dense_mha import dense_mha
+from kernels.hopper.selection_bitmask import WORD, selection_bitmask
 
 HEADS, NOPE, ROPE, VALUE = 2, 32, 16, 16
 SCALE = (NOPE + ROPE) ** -0.55
