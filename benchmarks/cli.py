@@ -20,7 +20,7 @@ from benchmarks import sections
 from benchmarks.checkpoint import model_folder
 from benchmarks.forms import CONTEXTS as FORM_CONTEXTS
 from benchmarks.peers import ParityError
-from benchmarks.report import Machine, describe, machine
+from benchmarks.report import CpuTime, Machine, describe, disturbance, machine
 from benchmarks.sections import Section
 from benchmarks.step import CLOCKS
 from engine.config import ConfigError
@@ -44,16 +44,22 @@ def main(arguments: Sequence[str]) -> int:
         with model_folder(options.model) as folder:
             here = machine(("torch", "transformers", "uvicorn"), threads=options.threads)
             print(describe(here), file=sys.stderr)
+            before = CpuTime.now()
             found: list[Section] = options.run(options, folder, here)
+            stolen = before.stolen_share(CpuTime.now())
     except ParityError as error:
         print(f"winnow bench: no times, since results differ: {error}", file=sys.stderr)
         return 1
     except ConfigError as error:
         print(f"winnow bench: {error}", file=sys.stderr)
         return 2
-    print(_report(here, command, found))
+    report, numbers = _report(here, stolen, command, found), _json(here, stolen, command, found)
+    print(report)
     if options.json:
-        options.json.write_bytes(_json(here, command, found))
+        options.json.write_bytes(numbers)
+    if options.output:
+        (options.output / "README.md").write_text(report + "\n")
+        (options.output / "results.json").write_bytes(numbers)
     return 0
 
 
@@ -64,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.set_defaults(output=None)
     commands = parser.add_subparsers(required=True, metavar="benchmark")
 
     step = commands.add_parser("step", help="one decode step and one prefill, taken apart")
@@ -222,7 +229,7 @@ def _api(options: argparse.Namespace, folder: Path, here: Machine) -> list[Secti
 
 
 def _all(options: argparse.Namespace, folder: Path, here: Machine) -> list[Section]:
-    """Every benchmark with its defaults, on both models; written into --output."""
+    """Every benchmark with its defaults, on both models; plots go into --output."""
     options.output.mkdir(parents=True, exist_ok=True)
     parser = _parser()
     commands = [
@@ -243,20 +250,17 @@ def _all(options: argparse.Namespace, folder: Path, here: Machine) -> list[Secti
                 if getattr(one, "plot", None):
                     text += f"\n\n![{section.title}]({one.plot.name})"
                 found.append(Section(title, text, section.results))
-    command = f"winnow bench all --threads {options.threads}"
-    (options.output / "README.md").write_text(_report(here, command, found) + "\n")
-    (options.output / "results.json").write_bytes(_json(here, command, found))
     return found
 
 
-def _report(here: Machine, command: str, found: Sequence[Section]) -> str:
-    parts = [f"# `{command}`", describe(here)]
+def _report(here: Machine, stolen: float, command: str, found: Sequence[Section]) -> str:
+    parts = [f"# `{command}`", f"{describe(here)}. {disturbance(stolen)}"]
     for section in found:
         parts += [f"## {section.title}", section.text]
     return "\n\n".join(parts)
 
 
-def _json(here: Machine, command: str, found: Sequence[Section]) -> bytes:
+def _json(here: Machine, stolen: float, command: str, found: Sequence[Section]) -> bytes:
     results = {section.title: section.results for section in found}
-    report = {"command": command, "machine": here, "results": results}
+    report = {"command": command, "machine": here, "stolen_share": stolen, "results": results}
     return msgspec.json.format(msgspec.json.encode(report), indent=1)

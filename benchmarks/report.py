@@ -70,6 +70,33 @@ def describe(m: Machine) -> str:
     )
 
 
+class CpuTime(msgspec.Struct, frozen=True):
+    """What the processors did since the machine started, in the kernel's ticks."""
+
+    ticks: int = 0
+    stolen: int = 0
+    """Ticks in which a virtual machine wanted to run and its host did not let it."""
+
+    @classmethod
+    def now(cls) -> CpuTime:
+        """Returns it as /proc/stat says; nothing where there is no such file."""
+        file = Path("/proc/stat")
+        if not file.exists():
+            return cls()
+        # cpu user nice system idle iowait irq softirq steal guest guest_nice; user has guest's too.
+        ticks = [int(field) for field in file.read_text().splitlines()[0].split()[1:9]]
+        return cls(sum(ticks), ticks[7] if len(ticks) > 7 else 0)
+
+    def stolen_share(self, later: CpuTime) -> float:
+        """Returns which part of the time until `later` the host took away."""
+        return (later.stolen - self.stolen) / max(1, later.ticks - self.ticks)
+
+
+def disturbance(stolen_share: float) -> str:
+    """Returns a sentence about the host of a virtual machine."""
+    return f"The host took {stolen_share:.0%} of the processors' time away meanwhile."
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Returns a Markdown table; columns after the first are right-aligned."""
     lines = [list(header), *map(list, rows)]

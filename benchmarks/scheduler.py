@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from benchmarks.report import describe, machine, table
+from benchmarks.report import CpuTime, describe, disturbance, machine, table
 from cost_model.predictor import StepCoefficients, StepPredictor
 from scheduler.config import SchedulerConfig
 from scheduler.forms import FormPolicy
@@ -42,6 +42,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(list(arguments))
     now = CLOCKS[options.clock]
     print(f"{describe(machine(['msgspec']))}; {options.clock} clock\n")
+    before = CpuTime.now()
     gc.collect()
     gc.freeze()
     lines = []
@@ -60,6 +61,7 @@ def main(arguments: Sequence[str]) -> int:
             _line(f"evict a page of {options.entries:,}, chains of {name}", evict_s, (1, "us"))
         )
     print(table(("", "measured", "target"), lines))
+    print(f"\n{disturbance(before.stolen_share(CpuTime.now()))}")
     return 0
 
 
