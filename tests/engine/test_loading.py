@@ -200,10 +200,10 @@ def test_threads_are_as_asked_then_as_the_environment_says_then_one_per_core(
         load(checkpoint, threads=3)
         assert torch.get_num_threads() == 3
         monkeypatch.setenv("OMP_NUM_THREADS", "3")  # torch has read it when it was imported
-        load(checkpoint)
+        load(checkpoint, threads=None)
         assert torch.get_num_threads() == 3
         monkeypatch.delenv("OMP_NUM_THREADS")
-        load(checkpoint)
+        load(checkpoint, threads=None)
         assert torch.get_num_threads() == len(os.sched_getaffinity(0))
     finally:
         torch.set_num_threads(before)
