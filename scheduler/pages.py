@@ -101,9 +101,11 @@ class PagePool:
                 raise OutOfPages(f"{count} pages asked, {self.available_pages} available")
             self._evict(count - len(free))
         # Evicted pages lie on top in the order they went, behind nothing: take all that is needed.
-        pages = [free.pop() for _ in range(count)]
+        pages = free[: -count - 1 : -1]
+        del free[len(free) - count :]
+        references = self._references
         for page in pages:
-            self._references[page] = 1
+            references[page] = 1
         self._live += count
         return pages
 
@@ -199,7 +201,7 @@ class PagePool:
             references[page] += 1
         if not idle:
             return
-        revived = pages[live:]
+        revived = pages[live:] if live else pages
         for page in revived:
             references[page] = 1
         # Only the last can be without a cached page after it, and so be listed.

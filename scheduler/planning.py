@@ -185,17 +185,17 @@ class StepPlanner:
     def _join(self, step: PlannedStep, longest: int) -> bool:
         """Starts who is next in the queue; returns whether there was one who fitted."""
         running = self.running
-        if not running.free_slots or step.budget.tokens <= 0:
+        if not len(self.waiting) or not running.free_slots or step.budget.tokens <= 0:
             return False
         joining = self._joining()
         if joining is None:
             return False
-        sequence, found = joining
+        sequence, found, passed = joining
         known, start = sequence.known_tokens, len(found) * self.config.page_tokens
         count = step.budget.fit(start, min(longest, known - start))
         if not count:
             return False
-        self.waiting.start(sequence)
+        self.waiting.start(sequence, passed)
         step.new_slots.append(running.start(sequence, found))
         if sequence.cached_tokens is None:
             sequence.cached_tokens = start
@@ -205,26 +205,28 @@ class StepPlanner:
         step.add(sequence, count)
         return True
 
-    def _joining(self) -> tuple[Sequence, list[int]] | None:
-        """Returns who starts next, and the cached pages to start with; None when nobody fits.
+    def _joining(self) -> tuple[Sequence, list[int], Sequence | None] | None:
+        """Returns who starts next, the cached pages to start with, and whom it passes; None when
+        nobody fits.
 
         That is the head of the queue, or one who may pass it while there is no room for it. Who
         waits for somebody else to compute a page is parked.
         """
         size, pool = self.config.page_tokens, self.running.pool
-        sequence = self.waiting.head()
+        sequence, passed = self.waiting.head(), None
         while sequence is not None:
             known = sequence.known_tokens
             # One token at least is left to compute: its logits start the answer.
             limit = (known - 1) // size
             found = pool.match(sequence.keys, limit)
             if self.leaders.park(sequence, len(found), limit):
-                sequence = self.waiting.head()
+                sequence, passed = self.waiting.head(), None
                 continue
             missing = -(-known // size) - len(found)
             if missing + pool.count_idle(found) <= self._room(sequence):
-                return sequence, found
-            sequence = self.waiting.passing(sequence)
+                return sequence, found, passed
+            passed = sequence
+            sequence = self.waiting.passing(passed)
         return None
 
     def _room(self, sequence: Sequence) -> int:

@@ -149,13 +149,12 @@ class WaitingQueue:
         first = line.first(self.service)
         return line.of(first[2]) if first is not None else None
 
-    def start(self, sequence: Sequence) -> None:
-        """Takes the head out, or who may pass it: it runs now."""
-        head = self.head()
-        if head is sequence:
+    def start(self, sequence: Sequence, passed: Sequence | None = None) -> None:
+        """Takes the head out, or who passes it: it runs now."""
+        if passed is None:
             self.service.choose(sequence.tenant)
-        elif head is not None:
-            head.passed += 1
+        else:
+            passed.passed += 1
         self._leave(sequence)
         sequence.waiting = False
         self._count -= 1

@@ -193,7 +193,7 @@ def test_while_a_new_turn_finds_no_room_others_go_on_before_it_but_not_for_ever(
         passing = queue.passing(new)
         if passing is None:
             break
-        queue.start(passing)
+        queue.start(passing, new)
         passed += 1
     assert passed == MOST_PASSES
     queue.start(new)
