@@ -31,6 +31,8 @@ examples:
 """
 PRESET_HELP = "paper, roofline or a .json table of operator times (default: paper)."
 PLOT_FORMATS = (".png", ".svg")
+MOST = 1 << 24
+"""Pages or requests: a million tokens for a thousand users."""
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -48,6 +50,11 @@ def tokens(text: str) -> int:
 def count(text: str) -> int:
     """A number of GPUs or steps."""
     return _integer(text, 1, LONGEST_STEPS)
+
+
+def many(text: str) -> int:
+    """A number of pages or requests."""
+    return _integer(text, 1, MOST)
 
 
 def positions(text: str) -> list[int]:

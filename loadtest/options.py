@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 
 from cost_model.machines import MACHINES
-from cost_model.options import HelpFormatter, count, plot_file, tokens, usd
+from cost_model.options import HelpFormatter, count, many, plot_file, tokens, usd
 
 DESCRIPTION = """\
 Serves a trace, or agents that wait for their answers, by the scheduler that serves for real, on a
@@ -78,7 +78,7 @@ def _add_load(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--seed", type=int, default=0, help="Of the conversations (default: 0).")
     group.add_argument(
-        "--requests", type=count, metavar="N", help="Only the first N requests of the trace."
+        "--requests", type=many, metavar="N", help="Only the first N requests of the trace."
     )
     group.add_argument(
         "--speed",
@@ -123,7 +123,7 @@ def _add_replica(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--pages",
-        type=count,
+        type=many,
         metavar="N",
         help="Pages of 64 tokens (default: what the GPUs' memory holds).",
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from loadtest.cli import main
+from loadtest.options import parser
 
 LINE = '{"timestamp": %d, "input_length": 700, "output_length": 5, "hash_ids": [0, %d]}\n'
 REPLICA = ["--gpu", "h200", "--gpus", "8", "--pages", "2000", "--max-model-len", "8192"]
@@ -79,3 +80,10 @@ def test_options_that_do_not_go_together(arguments: list[str]) -> None:
 
 def test_a_recording_that_cannot_be_written(trace: Path, tmp_path: Path) -> None:
     assert main([str(trace), *REPLICA, "--record", str(tmp_path / "no" / "run.gz")]) == 2
+
+
+def test_a_cache_and_a_trace_may_be_large(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--agents", "1", "--duration", "10", "--gpu", "h200", "--gpus", "8"]
+    assert main([*arguments, "--pages", "20000"]) == 0
+    assert "20,000 pages" in capsys.readouterr().out
+    assert parser().parse_args(["trace.jsonl", "--requests", "12031"]).requests == 12_031
