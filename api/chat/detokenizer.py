@@ -16,12 +16,20 @@ class TokenBytes:
             for token_id, token in tokenizer.get_added_tokens_decoder().items()
         }
         self._byte_of_character = _byte_level_alphabet()
+        self._known: dict[int, bytes] = {}
+        """Of tokens that were asked for; at most the vocabulary."""
 
     def of(self, token_id: int) -> bytes:
         """Returns the bytes the token stands for, which need not be whole characters.
 
         Raises KeyError for an id outside the vocabulary.
         """
+        known = self._known.get(token_id)
+        if known is None:
+            known = self._known[token_id] = self._read(token_id)
+        return known
+
+    def _read(self, token_id: int) -> bytes:
         if token_id in self._added:
             return self._added[token_id].encode()
         token = self._tokenizer.id_to_token(token_id)

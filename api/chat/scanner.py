@@ -1,5 +1,7 @@
 """Finding strings in text that arrives in pieces."""
 
+import re
+
 
 class Scanner:
     """Searches for a fixed set of strings, holding back what may yet become one of them."""
@@ -8,6 +10,9 @@ class Scanner:
         self._terminals = tuple(sorted(terminals, key=len, reverse=True))
         self._longest = max(map(len, terminals), default=0)
         self._first_characters = frozenset(terminal[0] for terminal in terminals)
+        if terminals:
+            first = re.escape("".join(self._first_characters))
+            self._any_first = re.compile(f"[{first}]").search
 
     def scan(self, text: str, start: int = 0) -> tuple[int, str | None]:
         """Returns ``(border, terminal)``: text before ``border`` is settled, whatever comes next.
@@ -16,7 +21,8 @@ class Scanner:
         those complete together, and stands at ``border``. It is None when there is none: then the
         text from ``border`` on is the longest suffix that some terminal may still complete.
         """
-        if not self._terminals:
+        # Most text has nothing in it that could begin a terminal.
+        if not self._terminals or self._any_first(text, start) is None:
             return len(text), None
         # One that begins later may be complete earlier: text that arrives in pieces would stop
         # there, so whole text must too.
