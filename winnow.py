@@ -10,6 +10,7 @@ COMMANDS = {
     "serve": ("api.cli", "serve a checkpoint behind an OpenAI-compatible API"),
     "batch": ("api.batch_cli", "answer a file of requests in OpenAI's batch format"),
     "bench": ("benchmarks.cli", "measure this machine, alone and beside other engines"),
+    "load": ("loadtest.live.cli", "put a server under load and hold it to targets"),
     "simulate": ("loadtest.cli", "a trace or agents on N GPUs, on a virtual clock"),
     "cost": ("cost_model.cli", "price tokens, requests, tool loops and machines"),
 }
