@@ -23,8 +23,12 @@ PIP := PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --disable-pip
 
 # Other people's clients, that tests/clients drives; some cannot live in one environment.
 CLIENTS := .venv-clients/.installed .venv-clients-openai2/.installed
+# Ray Serve, that deploy/ray runs replicas with; its packages are not ours.
+RAY := .venv-ray/.installed
+# Other versions of triton that the kernels compile with, put before ours on the path.
+TRITONS := .venv-triton-3.6.0/.installed .venv-triton-3.9.0/.installed
 
-.PHONY: help serve test check fuzz gpu bench bench-api kernels-report format clean dashboards pictures
+.PHONY: help serve test check fuzz soak load gpu bench bench-api kernels-report format clean dashboards pictures
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -38,15 +42,24 @@ test: $(VENV)/.test ## Lint, types and the tests that need nothing but this mach
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not check and not gpu" $(ARGS)
 
-check: $(VENV)/.test $(CLIENTS) ## The slower tests: a clean clone that serves, the whole window, clients
+check: $(VENV)/.test $(CLIENTS) $(TRITONS) $(RAY) ## The slower tests: a clean clone that serves, the whole window, clients
 	$(BIN)/python -m pytest -m check $(ARGS)
 
 fuzz: $(VENV)/.test ## Mutated tool calls, prompts, schemas and bodies for FUZZ_MINUTES (10)
 	$(BIN)/python -m tests.fuzz.run --minutes $(or $(FUZZ_MINUTES),10) $(ARGS)
 
+soak: $(VENV)/.test ## A server under load that is killed, hung and starved for SOAK_MINUTES (30)
+	$(BIN)/python -m tests.soak.run --minutes $(or $(SOAK_MINUTES),30) $(ARGS)
+
 gpu: $(VENV)/.test ## The tests that need a CUDA device, and the kernels' own tests on it
 	TRITON_INTERPRET=0 $(BIN)/python -m pytest -m gpu $(ARGS)
 	TRITON_INTERPRET=0 $(BIN)/python -m pytest tests/kernels/hopper $(ARGS)
+
+load: $(VENV)/.load ## Two minutes of mixed load on the embedded checkpoint; report in runs/
+	@mkdir -p runs
+	@$(BIN)/winnow load --serve --profile mixed --users 6 --scale 0.03 --pace 0.02 \
+		--duration $(or $(LOAD_SECONDS),120) --targets loadtest/targets.toml \
+		--report runs/load.html $(ARGS)
 
 bench: $(VENV)/.test ## Measure this machine beside transformers; writes docs/benchmarks
 	$(BIN)/winnow bench all $(ARGS)
@@ -68,7 +81,7 @@ format: $(VENV)/.test ## Rewrite the sources in the house style
 	$(BIN)/ruff format .
 
 clean: ## Remove the environments, caches and build outputs
-	rm -rf $(VENV) $(dir $(CLIENTS)) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(dir $(CLIENTS) $(TRITONS) $(RAY)) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.python:
@@ -92,6 +105,11 @@ $(VENV)/.serve: pyproject.toml constraints.txt $(VENV)/.torch
 	@$(PIP) -e .
 	@touch $@
 
+$(VENV)/.load: pyproject.toml constraints.txt $(VENV)/.torch
+	@echo "Installing Winnow with locust"
+	@$(PIP) -e '.[load]'
+	@touch $(VENV)/.serve $@
+
 $(VENV)/.test: pyproject.toml constraints.txt $(VENV)/.torch
 	@echo "Installing Winnow with its development tools"
 	@$(PIP) -e '.[dev]'
@@ -103,4 +121,16 @@ $(CLIENTS): | $(VENV)/.python
 	@echo "Installing the clients of $<"
 	@$(BIN)/python -m venv $(@D)
 	@$(@D)/bin/python -m pip install --disable-pip-version-check --quiet -r $<
+	@touch $@
+
+$(RAY): deploy/ray/requirements.txt | $(VENV)/.python
+	@echo "Installing Ray Serve"
+	@$(BIN)/python -m venv $(@D)
+	@$(@D)/bin/python -m pip install --disable-pip-version-check --quiet -r $<
+	@touch $@
+
+# The interpreter of 3.6 needs an older numpy.
+$(TRITONS): .venv-triton-%/.installed: | $(VENV)/.python
+	@echo "Installing triton $*"
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --target $(@D) triton==$* 'numpy<2.4'
 	@touch $@

@@ -1,20 +1,24 @@
-"""The engine as the routes see it: absent while it loads, then serving, or dead."""
+"""The engine as the routes see it: absent while it loads, then serving, or dead, or replaced."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
 
-from api.errors import ApiError
+from api.errors import ApiError, engine_is_dead
 from api.metrics.metrics import Metrics
 from api.response import Model, ModelList
 from api.service import ChatService
-from api.turn import engine_is_dead
 from api.version import version
 
 LOADING_RETRY_S = 2.0
+NEVER_RETRY_S = 30.0
+"""Where no other engine is started: somebody has to start the server again."""
 
 
 class Backend:
@@ -27,11 +31,32 @@ class Backend:
         self.metrics = Metrics(names[0], draining=lambda: self.draining)
         self.draining = False
         """The server is about to stop: what runs may finish, nothing new should be sent here."""
+        self.show_metrics: Callable[[Request], Awaitable[Response]] | None = None
+        """The endpoint of metrics, where others count, too; None: these metrics are all."""
+        self.supervised = False
+        """Another engine takes the place of one that dies."""
 
     @property
     def death(self) -> str | None:
         """Why the engine is gone, None while it loads or lives."""
         return self.service.engine.death if self.service is not None else None
+
+    @property
+    def alive(self) -> bool:
+        """Whether an engine answers."""
+        return self.service is not None and self.death is None
+
+    @property
+    def lost(self) -> bool:
+        """Whether no engine answers, and none ever will."""
+        return self.death is not None and not self.supervised
+
+    def answer_with(self, service: ChatService) -> None:
+        """Answers from now on with another engine's service, which is told what was remembered."""
+        if self.service is not None:
+            new, old = service.conversations, self.service.conversations
+            new.store, new.summaries, new.counts = old.store, old.summaries, old.counts
+        self.service = service
 
     def require(self) -> ChatService:
         """Returns the service; raises ApiError(503) while there is none."""
@@ -40,8 +65,18 @@ class Backend:
                 503, "The model is loading.", code="loading", retry_after=LOADING_RETRY_S
             )
         if self.death is not None:
-            raise engine_is_dead(self.death)
+            raise self._dead()
         return self.service
+
+    def _dead(self) -> ApiError:
+        if not self.supervised:
+            return engine_is_dead(self.death, retry_after_s=NEVER_RETRY_S)
+        return ApiError(
+            503,
+            f"The engine died: {self.death}. Another one is loading the model.",
+            code="engine_dead",
+            retry_after=LOADING_RETRY_S,
+        )
 
     def models(self) -> ModelList:
         """Returns every name of the model, the main one first."""

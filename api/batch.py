@@ -3,8 +3,9 @@
 In:  {"custom_id", "method": "POST", "url": "/v1/chat/completions", "body"}
 Out: {"id", "custom_id", "response": {"status_code", "request_id", "body"} | null, "error" | null}
 
-Answers are written as they come; custom_id links them to their requests. A line that cannot be
-answered becomes a line that says why, and the others go on.
+Lines may ask any of the routes that generate; errors have the shape that they have there. Answers
+are written as they come; custom_id links them to their requests. A line that cannot be answered
+becomes a line that says why, and the others go on.
 
 Source: OpenAI API reference, "Batch: the request input object / the request output object".
 """
@@ -13,31 +14,84 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable, Iterable, Iterator
-from typing import BinaryIO, Literal
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import msgspec
 
+from api.anthropic.request import read_messages_request
+from api.anthropic.response import error_body, message_of
+from api.anthropic.schema import ErrorBody as MessagesError
+from api.anthropic.schema import Message
 from api.chat_turn import ChatTurn
+from api.completions.request import CompletionRequest
+from api.completions.response import completion
+from api.completions.schema import TextCompletion
 from api.errors import ApiError, ErrorBody, from_validation
 from api.response import ChatCompletion
+from api.responses.request import as_sent, read_responses_request
+from api.responses.response import ResponseTurn
+from api.responses.schema import Response
 from api.service import ChatService
+from api.turn import Turn
 
-URL = "/v1/chat/completions"
 QUEUE_FULL_RETRY_S = 1.0
+
+Answer = ChatCompletion | TextCompletion | Response | Message
+AnyTurn = ChatTurn | Turn[CompletionRequest]
+
+
+class Route(NamedTuple):
+    """How the requests of one URL are started and answered."""
+
+    start: Callable[[ChatService, bytes], Coroutine[Any, Any, AnyTurn]]
+    answer: Callable[[Any], Coroutine[Any, Any, Answer]]
+    error: Callable[[ApiError], ErrorBody | MessagesError] = lambda error: error.body
+
+
+async def _message(turn: ChatTurn) -> Message:
+    return message_of(await turn.completion())
+
+
+async def _response(turn: ChatTurn) -> Response:
+    return await ResponseTurn(turn).response()
+
+
+def _response_error(error: ApiError) -> ErrorBody:
+    error.param = as_sent(error.param)
+    return error.body
+
+
+ROUTES = {
+    "/v1/chat/completions": Route(
+        lambda service, body: service.start(body), lambda turn: turn.completion()
+    ),
+    "/v1/completions": Route(lambda service, body: service.start_completion(body), completion),
+    "/v1/responses": Route(
+        lambda service, body: service.start(body, read=read_responses_request, id_prefix="resp_"),
+        _response,
+        _response_error,
+    ),
+    "/v1/messages": Route(
+        lambda service, body: service.start(body, read=read_messages_request, id_prefix="msg_"),
+        _message,
+        error_body,
+    ),
+}
+"""URL -> its route."""
 
 
 class BatchRequest(msgspec.Struct, frozen=True):
     custom_id: str
     body: msgspec.Raw
     method: Literal["POST"] = "POST"
-    url: str = URL
+    url: str = "/v1/chat/completions"
 
 
 class BatchResponse(msgspec.Struct, frozen=True):
     status_code: int
     request_id: str
-    body: ChatCompletion | ErrorBody
+    body: Answer | ErrorBody | MessagesError
 
 
 class BatchError(msgspec.Struct, frozen=True):
@@ -110,35 +164,36 @@ async def _answer(service: ChatService, number: int, line: bytes) -> BatchResult
         return _bad_line(result_id, number, from_validation(error).message)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         return _bad_line(result_id, number, f"not valid JSON: {error}")
-    if request.url != URL:
-        message = f"line {number}: url must be {URL!r}, not {request.url!r}"
+    route = ROUTES.get(request.url)
+    if route is None:
+        message = f"line {number}: url must be one of {', '.join(ROUTES)}, not {request.url!r}"
         return BatchResult(result_id, request.custom_id, None, BatchError("invalid_url", message))
     request_id = result_id
-    answer: ChatCompletion | ErrorBody
+    answer: Answer | ErrorBody | MessagesError
     try:
-        turn = await _start(service, bytes(request.body))
+        turn = await _start(route, service, bytes(request.body))
         request_id = turn.id
         async with turn:
             if turn.request.stream:
                 raise ApiError(400, "A batch request cannot stream.", param="stream")
-            answer = await turn.completion()
+            answer = await route.answer(turn)
         status = 200
     except ApiError as error:
         if error.code == "engine_dead":
             raise
-        answer, status = error.body, error.status
+        answer, status = route.error(error), error.status
     response = BatchResponse(status, request_id, answer)
     return BatchResult(result_id, request.custom_id, response, None)
 
 
-async def _start(service: ChatService, body: bytes) -> ChatTurn:
+async def _start(route: Route, service: ChatService, body: bytes) -> AnyTurn:
     """Starts the request, waiting its turn while the queue is full: the run filled it itself.
 
     Lines that ask for many choices fill it sooner than their number tells.
     """
     while True:
         try:
-            return await service.start(body)
+            return await route.start(service, body)
         except ApiError as error:
             if error.status != 429:
                 raise

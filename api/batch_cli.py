@@ -12,7 +12,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from api.batch import BatchCounts, run_batch
-from api.cli import ENGINE_GROUPS, model_name
+from api.checkpoint import model_name
+from api.cli import ENGINE_GROUPS
 from api.errors import ApiError
 from api.logs import set_up_logging
 from api.options import HelpFormatter, add_options, build, read_values

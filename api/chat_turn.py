@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from typing import Literal, Protocol
 
@@ -14,6 +15,7 @@ from api.chat_request import ChatRequest
 from api.choice import Choice, join_logprobs, join_token_ids
 from api.conversation.context_management import ContextReport
 from api.conversation.next_turn import TurnEnds
+from api.logprobs import LogprobWriter
 from api.metrics.requests import Measured
 from api.response import (
     AssistantMessage,
@@ -23,6 +25,7 @@ from api.response import (
     CompletionChoice,
     Delta,
     FunctionResult,
+    PromptLogprobs,
     ToolCallResult,
     Usage,
 )
@@ -56,9 +59,12 @@ class ChatTurn(Turn[ChatRequest]):
         deadline: Deadline | None = None,
         remember: Remember | None = None,
         measured: Measured | None = None,
+        logprobs: LogprobWriter | None = None,
     ) -> None:
         """remember: is told of tool calls and their tokens; None: nobody wants to know."""
-        super().__init__(engine, turn_id, request, [part], system_fingerprint, deadline, measured)
+        super().__init__(
+            engine, turn_id, request, [part], system_fingerprint, deadline, measured, logprobs
+        )
         self._prompt = part.prompt
         self._choices = part.choices
         self._turn_ends = turn_ends
@@ -129,8 +135,17 @@ class ChatTurn(Turn[ChatRequest]):
             ],
             usage=self.usage,
             prompt_token_ids=self.prompt_token_ids,
+            prompt_logprobs=await self._prompt_logprobs(),
             context_management=self.context_report,
         )
+
+    async def _prompt_logprobs(self) -> PromptLogprobs | UnsetType:
+        top, (part,) = self.request.prompt_logprobs, self.parts
+        if top is None or self.logprobs is None:
+            return UNSET
+        found = self.prompt_logprobs.pop(part.id)
+        # Of a long prompt that takes long enough to be felt by other streams.
+        return await asyncio.to_thread(self.logprobs.prompt, part.prompt.token_ids, found, top)
 
     def _chunk(self, choices: list[ChunkChoice]) -> ChatCompletionChunk:
         return ChatCompletionChunk(

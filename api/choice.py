@@ -223,6 +223,18 @@ class Choice:
         return pieces
 
 
+class PromptOnly(Choice):
+    """A choice without any tokens: the one that the engine samples behind its prompt is dropped."""
+
+    def feed(self, output: Output) -> list[ChunkChoice]:
+        """Returns the one piece there is, once the engine has ended the choice."""
+        if output.finish is None or self.finish_reason is not None:
+            return []
+        self.finish_reason = "length"
+        token_ids = UNSET if self._new_token_ids is None else self._new_token_ids
+        return [ChunkChoice(self.index, Delta(), finish_reason="length", token_ids=token_ids)]
+
+
 def _join(before: ChunkChoice, after: ChunkChoice) -> ChunkChoice | None:
     """Returns both pieces as one, None when they are of different kinds."""
     first, second = before.delta, after.delta

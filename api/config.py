@@ -27,6 +27,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Address to listen on; 0.0.0.0 for every interface."""
     port: int = 8000
     """TCP port; 0 takes a free one."""
+    api_server_count: int = 1
+    """Processes that answer requests, all on the same port, with one engine. Limits of keys are
+    each process's own."""
     served_model_name: tuple[str, ...] = ()
     """Names clients may use, the first in answers; empty: the checkpoint's name."""
     api_key_file: str | None = None
@@ -37,6 +40,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_tokens_per_minute_per_key: int | None = None
     """Tokens a key may use a minute, prompt and answer, unless its line says
     `tokens_per_minute=N`; None: no limit."""
+    client_priority: bool = False
+    """Let requests name any `priority`, so that they run before those of others; otherwise none
+    below their key's own."""
     ssl_certfile: str | None = None
     """Certificate chain (PEM) to serve HTTPS with; None: plain HTTP."""
     ssl_keyfile: str | None = None
@@ -76,6 +82,13 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     profile_dir: str | None = None
     """Existing folder that POST /debug/profile?steps=N writes profiles of steps into; None: there
     is no such route."""
+    max_engine_restarts: int = 3
+    """Engines that may take the place of one that died within --engine-restart-window-s; with a
+    death more the server exits with status 1. 0: with the first."""
+    engine_restart_window_s: float = 600.0
+    """A death is forgotten after this."""
+    engine_start_limit_s: float = 1800.0
+    """An engine that has not loaded its model by then counts as dead."""
     gpu_price_usd_per_hour: float | None = None
     """What an hour of one device costs; None: what its data sheet in the cost model says."""
 
@@ -93,7 +106,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             raise ConfigError(f"--max-body-bytes is {self.max_body_bytes}; it must be at least 1")
         for name in ("keep_alive_s", "header_timeout_s", "body_timeout_s", "idle_connection_s"):
             _above_zero(self, name)
-        for name in ("shutdown_grace_s", "drain_delay_s"):
+        for name in ("engine_restart_window_s", "engine_start_limit_s", "api_server_count"):
+            _above_zero(self, name)
+        for name in ("shutdown_grace_s", "drain_delay_s", "max_engine_restarts"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{_flag(name)} is {getattr(self, name)}; it must be at least 0")
         for name in ("max_requests_per_key", "max_tokens_per_minute_per_key"):

@@ -22,6 +22,9 @@ TYPE_BY_STATUS = {
 }
 """`type` where it differs from invalid_request_error (4xx) and server_error (5xx)."""
 
+RESTART_S = 5.0
+"""Told to clients of an engine that died: about what another one of a small model takes."""
+
 _PATH = re.compile(r" - at `([^`]*)`$")
 _MISSING = re.compile(r"missing required field `([^`]*)`")
 
@@ -89,6 +92,13 @@ def unsupported(param: str, what: str) -> ApiError:
     """A 400 for a field that would change the answer and is not honoured."""
     return ApiError(
         400, f"{what} is not supported by this server.", param=param, code="unsupported_parameter"
+    )
+
+
+def engine_is_dead(reason: object, retry_after_s: float = RESTART_S) -> ApiError:
+    """A 503: the engine's process is gone, and what ran on it."""
+    return ApiError(
+        503, f"The engine died: {reason}", code="engine_dead", retry_after=retry_after_s
     )
 
 

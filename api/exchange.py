@@ -12,7 +12,9 @@ from fastapi import Request
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
+from api.config import ServerConfig
 from api.errors import invalid
+from api.protection.priority import PriorityRule
 from api.sse import disconnected
 
 T = TypeVar("T")
@@ -34,6 +36,14 @@ def tenant_of(request: Request) -> str:
     """Who asks, by the API key; empty without keys."""
     tenant: str = getattr(request.state, "tenant", "")
     return tenant
+
+
+def priority_of(request: Request, config: ServerConfig) -> PriorityRule:
+    """What the sender may say of its requests' priority: by its API key, and by --client-priority.
+
+    Without keys its own is 0.
+    """
+    return PriorityRule(getattr(request.state, "priority", 0), config.client_priority)
 
 
 def deadline_s_of(request: Request) -> float | None:

@@ -14,7 +14,7 @@ import msgspec
 
 from api.chat.messages import Message, ToolCall
 from api.errors import ApiError, invalid, unsupported
-from api.schema import MessageParam
+from api.schema import ChatCompletionRequest, MessageParam
 
 TEXT_PARTS = {"text": "text", "refusal": "refusal"}
 """Part type -> its field."""
@@ -26,6 +26,37 @@ def read_history(params: Sequence[MessageParam]) -> list[Message]:
     if not params:
         raise invalid("messages must hold at least one message.", "messages", "empty_array")
     return [_message(param, f"messages[{index}]") for index, param in enumerate(params)]
+
+
+def continued(request: ChatCompletionRequest) -> tuple[bool, list[MessageParam]]:
+    """Returns whether the last message is to be continued, and the messages without that mark.
+
+    DeepSeek marks the message (`prefix`), vLLM the request (`continue_final_message`).
+    """
+    messages = request.messages
+    place = len(messages) - 1
+    marked = [index for index, message in enumerate(messages) if message.prefix]
+    if marked and (marked[0] != place or messages[place].role != "assistant"):
+        raise invalid(
+            "Only the last message can be a prefix, and only one from the assistant.",
+            f"messages[{marked[0]}].prefix",
+        )
+    if request.continue_final_message:
+        if not messages or messages[place].role != "assistant":
+            raise invalid(
+                "continue_final_message needs a last message from the assistant.",
+                "continue_final_message",
+            )
+        if request.add_generation_prompt:
+            raise invalid(
+                "add_generation_prompt opens a new message, continue_final_message does not.",
+                "add_generation_prompt",
+            )
+    elif request.add_generation_prompt is False:
+        raise unsupported("add_generation_prompt", "A prompt that opens no answer")
+    if not (marked or request.continue_final_message):
+        return False, messages
+    return True, [*messages[:-1], msgspec.structs.replace(messages[-1], prefix=None)]
 
 
 def _message(param: MessageParam, path: str) -> Message:

@@ -12,7 +12,7 @@ from fastapi.params import Depends
 from starlette.responses import Response
 
 from api.backend import Backend
-from api.errors import ApiError, invalid
+from api.errors import ApiError, engine_is_dead, invalid
 from api.exchange import JsonResponse, unless_disconnected
 from api.openapi import answers
 from engine.client import ConfigError, EngineDead
@@ -45,7 +45,7 @@ def add_profiler(app: FastAPI, backend: Backend, folder: Path, keyed: Sequence[D
         try:
             done = await unless_disconnected(request, work)
         except EngineDead as error:
-            raise ApiError(503, str(error), code="engine_dead") from error
+            raise engine_is_dead(error) from error
         except ValueError as error:
             raise ApiError(409, f"{error}.".capitalize(), code="profile_running") from error
         if done.error is not None:

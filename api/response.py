@@ -40,6 +40,20 @@ class ChoiceLogprobs(msgspec.Struct):
     reasoning_content: list[TokenLogprob] | UnsetType = UNSET
 
 
+class PromptLogprob(msgspec.Struct, frozen=True):
+    """Of one token at one place of the prompt; in vLLM's shape."""
+
+    logprob: float
+    rank: int
+    """Its place by likelihood; 1 is the most likely token."""
+    decoded_token: str
+
+
+PromptLogprobs = list[dict[str, PromptLogprob] | None]
+"""Of every token of a prompt: token id -> the token's own, and those of the most likely ones. null
+for the first, which has nothing before it."""
+
+
 class FunctionDelta(msgspec.Struct, frozen=True):
     arguments: str
     name: str | UnsetType = UNSET
@@ -178,6 +192,7 @@ class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
     choices: list[CompletionChoice]
     usage: Usage
     prompt_token_ids: list[int] | UnsetType = UNSET
+    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
     context_management: ContextReport | UnsetType = UNSET
 
 

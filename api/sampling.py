@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from api.errors import invalid, unsupported
-from api.schema import ChatCompletionRequest
-from engine.client import GenerationDefaults
+from api.facts import ModelFacts
+from api.fields import TextFields
 from engine.messages import Sampling
 
 MAX_ALLOWED_TOKEN_IDS = 1024
@@ -22,27 +22,24 @@ Number = TypeVar("Number", int, float)
 
 
 def read_sampling(
-    request: ChatCompletionRequest,
-    defaults: GenerationDefaults,
+    request: TextFields,
+    facts: ModelFacts,
     *,
-    vocab_size: int,
-    max_model_len: int,
-    end_token_ids: tuple[int, ...],
+    max_tokens: int,
+    logprobs: int | None = None,
     forbidden_token_ids: tuple[int, ...] = (),
-    encode_text: Callable[[str], Sequence[int]] | None = None,
 ) -> Sampling:
-    """Returns how tokens are drawn. `max_tokens` is not yet clipped to the room the prompt leaves.
+    """Returns how tokens are drawn, as the checkpoint asks for where the request is silent.
 
-    defaults: what the checkpoint asks for where the request is silent. end_token_ids: tokens that
-    end an answer. forbidden_token_ids: tokens this request must not produce. encode_text: text to
-    token ids, needed for `bad_words`.
+    max_tokens: checked, not yet clipped to the room the prompt leaves. logprobs: checked, None for
+    none. forbidden_token_ids: tokens this request must not produce.
     Raises ApiError(400) naming the field, its value and its range.
     """
+    defaults, vocab_size = facts.defaults, facts.vocab_size
     stop_ids = request.stop_token_ids or []
     for index, token_id in enumerate(stop_ids):
         within(token_id, 0, vocab_size - 1, f"stop_token_ids[{index}]")
-    ends = () if request.ignore_eos else end_token_ids
-    max_tokens = _max_tokens(request, defaults, max_model_len)
+    ends = () if request.ignore_eos else facts.end_token_ids
     seed = request.seed
     if seed is not None:
         within(seed, -(2**SEED_BITS), 2**SEED_BITS - 1, "seed")
@@ -64,13 +61,39 @@ def read_sampling(
         ),
         logit_bias=_logit_bias(request.logit_bias or {}, vocab_size)
         | dict.fromkeys(forbidden_token_ids, -100.0),
-        logprobs=_logprobs(request),
+        logprobs=logprobs,
         min_tokens=within(request.min_tokens or 0, 0, max_tokens, "min_tokens"),
         stop_token_ids=tuple(dict.fromkeys((*ends, *stop_ids))),
         ignore_eos=bool(request.ignore_eos),
         allowed_token_ids=_allowed_token_ids(request.allowed_token_ids, vocab_size),
-        bad_words=_bad_words(request.bad_words or [], encode_text),
+        bad_words=_bad_words(request.bad_words or [], facts.encode_text),
+        prompt_logprobs=None
+        if request.prompt_logprobs is None
+        else within(request.prompt_logprobs, 0, MAX_TOP_LOGPROBS, "prompt_logprobs"),
     )
+
+
+def checked_max_tokens(given: Mapping[str, int | None], facts: ModelFacts) -> int:
+    """Returns the longest answer: the first of the fields that is given, else the model's own wish.
+
+    Raises ApiError(400) for one out of range.
+    """
+    for param, value in given.items():
+        if value is not None:
+            return within(value, 1, facts.max_model_len, param)
+    return min(facts.defaults.max_new_tokens or facts.max_model_len, facts.max_model_len)
+
+
+def reasoning_limit(asked: Mapping[str, int | None], facts: ModelFacts) -> int | None:
+    """Returns the reasoning tokens after which the answer begins: the least that is asked for.
+
+    asked: field -> its value. Raises ApiError(400) for one out of range.
+    """
+    given = [
+        within(value, 0, 2**31 - 1, param) for param, value in asked.items() if value is not None
+    ]
+    limits = [*given, *([facts.max_reasoning_tokens] if facts.max_reasoning_tokens else [])]
+    return min(limits, default=None)
 
 
 def within(value: Number, low: Number, high: Number, param: str) -> Number:
@@ -97,17 +120,6 @@ def _top_k(value: int, vocab_size: int) -> int:
     """-1, 0 and anything as large as the vocabulary keep every token."""
     within(value, -1, 2**31 - 1, "top_k")
     return value if 0 < value < vocab_size else 0
-
-
-def _max_tokens(
-    request: ChatCompletionRequest, defaults: GenerationDefaults, max_model_len: int
-) -> int:
-    """max_completion_tokens wins over its deprecated alias; then the model's own wish."""
-    for param in ("max_completion_tokens", "max_tokens"):
-        value: int | None = getattr(request, param)
-        if value is not None:
-            return within(value, 1, max_model_len, param)
-    return min(defaults.max_new_tokens or max_model_len, max_model_len)
 
 
 def _allowed_token_ids(token_ids: list[int] | None, vocab_size: int) -> tuple[int, ...]:
@@ -145,14 +157,6 @@ def _bad_words(
         for text in (word, " " + word.lstrip(" ")):
             found[tuple(encode_text(text))] = None
     return tuple(found)
-
-
-def _logprobs(request: ChatCompletionRequest) -> int | None:
-    if request.top_logprobs is not None:
-        within(request.top_logprobs, 0, MAX_TOP_LOGPROBS, "top_logprobs")
-        if not request.logprobs:
-            raise invalid("top_logprobs needs logprobs: true.", "top_logprobs")
-    return (request.top_logprobs or 0) if request.logprobs else None
 
 
 def _logit_bias(biases: dict[str, float], vocab_size: int) -> dict[int, float]:

@@ -1,7 +1,6 @@
 """The chat-completions request on the wire.
 
-Optional fields may be null: clients that dump SDK objects send every field. What a field means, and
-which are refused, is decided in chat_request.py.
+What a field means, and which are refused, is decided in chat_request.py.
 
 Source: OpenAI API reference, "Create chat completion", and the DeepSeek and vLLM extensions of it.
 """
@@ -15,7 +14,7 @@ import msgspec
 from api.conversation.context_management import ContextManagement
 from api.conversation.restoration import MissingReasoning
 from api.conversation.simulated_tools import ThinkingRetention
-from api.grammar.formats import ResponseFormat, StructuredOutputs
+from api.fields import TextFields
 
 ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
@@ -45,12 +44,6 @@ class MessageParam(msgspec.Struct, frozen=True):
     function_call: Any = None
 
 
-class StreamOptions(msgspec.Struct, frozen=True):
-    include_usage: bool | None = None
-    include_obfuscation: bool | None = None
-    """Accepted; nothing is padded."""
-
-
 class Thinking(msgspec.Struct, frozen=True):
     type: Literal["enabled", "disabled"]
     budget_tokens: int | None = None
@@ -62,36 +55,22 @@ class TemplateOptions(msgspec.Struct, frozen=True):
     enable_thinking: bool | None = None
 
 
-class ChatCompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
+class ChatCompletionRequest(TextFields, frozen=True, kw_only=True):
     """Field names and types of `POST /v1/chat/completions`."""
 
     messages: list[MessageParam]
-    model: str
 
     max_completion_tokens: int | None = None
-    max_tokens: int | None = None
-    n: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    frequency_penalty: float | None = None
-    presence_penalty: float | None = None
-    seed: int | None = None
-    stop: str | list[str] | None = None
-    logit_bias: dict[str, float] | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
 
     tools: list[dict[str, Any]] | None = None
     """Kept as received: the inner objects become prompt text, key order included."""
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
-    response_format: ResponseFormat | None = None
 
     # DeepSeek
     thinking: Thinking | None = None
-    user_id: str | None = None
     # Winnow
     missing_reasoning: MissingReasoning | None = None
     thinking_retention: ThinkingRetention | None = None
@@ -101,28 +80,9 @@ class ChatCompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
     # vLLM, SGLang
     chat_template_kwargs: TemplateOptions | None = None
     reasoning_effort: ReasoningEffort | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    min_tokens: int | None = None
-    stop_token_ids: list[int] | None = None
-    allowed_token_ids: list[int] | None = None
-    bad_words: list[str] | None = None
-    ignore_eos: bool | None = None
     thinking_token_budget: int | None = None
-    structured_outputs: StructuredOutputs | None = None
-    guided_json: str | dict[str, Any] | None = None
-    guided_regex: str | None = None
-    guided_choice: list[str] | None = None
-    guided_grammar: str | None = None
-    regex: str | None = None
-    ebnf: str | None = None
-    priority: int | None = None
-    cache_salt: str | None = None
     continue_final_message: bool | None = None
     add_generation_prompt: bool | None = None
-    return_token_ids: bool | None = None
-    return_tokens_as_token_ids: bool | None = None
 
     modalities: list[str] | None = None
 
@@ -154,7 +114,6 @@ REFUSED = frozenset(
         "functions",
         "include_stop_str_in_output",
         "input_ids",
-        "prompt_logprobs",
         "stop_regex",
         "truncate_prompt_tokens",
         "use_beam_search",

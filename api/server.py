@@ -20,7 +20,7 @@ from api.backend import Backend
 from api.completions.routes import add_completions
 from api.config import ServerConfig
 from api.errors import ApiError, ErrorBody, from_status
-from api.exchange import JsonResponse, deadline_s_of, tenant_of, unless_disconnected
+from api.exchange import JsonResponse, deadline_s_of, priority_of, tenant_of, unless_disconnected
 from api.logs import RequestLog
 from api.metrics.exposition import PATH as METRICS_PATH
 from api.metrics.exposition import Exposition
@@ -78,7 +78,12 @@ def create_app(backend: Backend, config: ServerConfig) -> FastAPI:
         """OpenAI chat completions, streamed or not."""
         service = backend.require()
         body = await read_body(request, config.max_body_bytes)
-        work = service.start(body, tenant=tenant_of(request), deadline_s=deadline_s_of(request))
+        work = service.start(
+            body,
+            tenant=tenant_of(request),
+            deadline_s=deadline_s_of(request),
+            priority=priority_of(request, config),
+        )
         turn = await unless_disconnected(request, work)
         headers = {"x-request-id": turn.id}
         if turn.request.stream:
@@ -96,8 +101,8 @@ def create_app(backend: Backend, config: ServerConfig) -> FastAPI:
     if config.profile_dir is not None:
         add_profiler(app, backend, Path(config.profile_dir), keyed)
     if config.metrics_port is None:
-        exposition = Exposition(backend.metrics, vllm=config.vllm_metrics)
-        app.get(METRICS_PATH, dependencies=keyed, include_in_schema=False)(exposition.answer)
+        shown = backend.show_metrics or Exposition(backend.metrics, vllm=config.vllm_metrics).answer
+        app.get(METRICS_PATH, dependencies=keyed, include_in_schema=False)(shown)
 
     @app.get("/beta/models", dependencies=keyed)
     @app.get("/models", dependencies=keyed)
@@ -122,8 +127,9 @@ def create_app(backend: Backend, config: ServerConfig) -> FastAPI:
     @app.get("/health")
     @answers(dict[str, str])
     async def health() -> Response:
-        """200 while the engine loads or lives, 503 when it is dead: restart this replica."""
-        if backend.death is not None:
+        """200 while an engine lives or is being started, 503 when there will be none: restart
+        this replica."""
+        if backend.lost:
             backend.require()
         return JsonResponse({"status": "ok"})
 

@@ -22,14 +22,15 @@ from api.admission import Door
 from api.chat.detokenizer import Detokenizer, TokenBytes
 from api.chat.encoding import Encoder, Prompt, TokenizerError
 from api.chat.messages import Message, PromptError
-from api.chat.parser import OutputParser
-from api.chat.plain import PlainText
-from api.chat.stop import StopMatcher
 from api.chat.template import TemplateError
-from api.chat_request import ChatRequest, GenerationRequest, ModelFacts, read_chat_request
+from api.chat_request import ChatRequest, read_chat_request
 from api.chat_turn import ChatTurn
-from api.choice import Choice
-from api.completions.request import CompletionRequest, read_completion_request
+from api.choices import Choices
+from api.completions.request import (
+    CompletionRequest,
+    check_repeated,
+    read_completion_request,
+)
 from api.config import ChatConfig
 from api.conversation import restoration
 from api.conversation.context_management import SummaryNeeded
@@ -37,11 +38,14 @@ from api.conversation.next_turn import TurnEnds
 from api.conversation.prepare import Conversations
 from api.conversation.summary import Summariser
 from api.errors import ApiError, invalid
+from api.facts import ModelFacts
+from api.generation_request import nesting_refused
 from api.grammar.answers import Grammars
-from api.logprobs import LogprobWriter
+from api.logprobs import check_prompt_entries
 from api.metrics.metrics import Metrics
 from api.profiles import check_thinking, choose_profile
 from api.protection.limits import charge_tokens
+from api.protection.priority import ANY_PRIORITY, PriorityRule
 from api.submission import Caller, Submitter, all_or_none
 from api.turn import Turn
 from engine.client import (
@@ -112,7 +116,6 @@ class ChatService:
             shows_schemas=_shows_schemas(encoder),
         )
         self.conversations = Conversations(encoder, engine.ready.max_model_len, profile, config)
-        self._lenient = config.lenient_tool_calls
         self._encoder = encoder
         self._door = Door(engine)
         grammars = Grammars(encoder.think_end_token_id, encoder.dsml_token_id)
@@ -126,6 +129,9 @@ class ChatService:
         )
         self._turn_ends = TurnEnds(engine, encoder)
         self._token_bytes = TokenBytes(encoder.tokenizer)
+        self._choices = Choices(
+            encoder, self._token_bytes, self.facts.end_token_ids, lenient=config.lenient_tool_calls
+        )
         ids = range(encoder.tokenizer.get_vocab_size())
         self._longest_token_bytes = max(len(self._token_bytes.of(token_id)) for token_id in ids)
         fingerprint = hashlib.sha256(repr((names[0], msgspec.to_builtins(engine.ready))).encode())
@@ -139,18 +145,19 @@ class ChatService:
         id_prefix: str = "chatcmpl-",
         tenant: str = "",
         deadline_s: float | None = None,
+        priority: PriorityRule = ANY_PRIORITY,
     ) -> ChatTurn:
         """Submits the request in `body` and returns it once the engine has accepted it.
 
         read: makes a ChatRequest of a body in some dialect; id_prefix: of the answer's id there.
         tenant: who asks, by the API key; the queue and the cache are shared out by it. deadline_s:
-        seconds from now in which the first token must come.
+        seconds from now in which the first token must come. priority: what the sender may ask for.
         Raises ApiError with the status, and the field at fault where there is one.
         """
-        caller = Caller.now(tenant, deadline_s)
+        caller = Caller.now(tenant, deadline_s, priority)
         turn_id = f"{id_prefix}{secrets.token_hex(12)}"
         request, prompt = await self._prepared(body, read, turn_id, caller)
-        choices = [self._choice(index, request, prompt) for index in range(request.n)]
+        choices = [self._choices.of_chat(index, request, prompt) for index in range(request.n)]
         part = await self._submitter.submit(turn_id, request, prompt, choices, caller)
         remember = None
         if request.may_call and not request.continues:
@@ -171,24 +178,31 @@ class ChatService:
             self._submitter.deadline(request, prompt, caller),
             remember,
             self._requests.begin(caller.begin_s),
+            self._choices.logprobs(request),
         )
 
     async def _prepared(
         self, body: bytes, read: ReadRequest, turn_id: str, caller: Caller
     ) -> tuple[ChatRequest, Prompt]:
         """Returns what `prepare` returns, once the model has written the summaries it takes."""
+        inline = len(body) <= INLINE_BODY_BYTES
+        if inline:
+            request = self._read(body, read)
+        else:
+            request = await asyncio.to_thread(self._read, body, read)
+        # A history that is managed is played from its start, and what is restored is in no body.
+        inline = inline and request.context_management is None
         for number in itertools.count():
             try:
-                if len(body) <= INLINE_BODY_BYTES:
-                    return self.prepare(body, read, caller.tenant)
-                return await asyncio.to_thread(self.prepare, body, read, caller.tenant)
+                if inline:
+                    return self._prompt(request, caller.tenant)
+                return await asyncio.to_thread(self._prompt, request, caller.tenant)
             except SummaryNeeded as needed:
                 if number == MAX_NEW_SUMMARIES:
                     raise invalid(
                         f"The history needs more than {number} summaries that were never made.",
                         "context_management.strategy",
                     ) from needed
-                request = await asyncio.to_thread(read, body, self.facts)
                 await self._summarise(needed, request, f"{turn_id}-summary-{number}", caller)
         raise AssertionError("the loop above has no end")
 
@@ -202,19 +216,24 @@ class ChatService:
             tools=request.functions or None,
             tenant=caller.tenant or request.tenant,
             cache_salt=caller.cache_salt(request),
-            priority=request.priority,
+            priority=caller.priority.of(request.priority),
         )
         charge_tokens(tokens)
         self.conversations.summaries.put(needed.key, text)
 
     async def start_completion(
-        self, body: bytes, *, tenant: str = "", deadline_s: float | None = None
+        self,
+        body: bytes,
+        *,
+        tenant: str = "",
+        deadline_s: float | None = None,
+        priority: PriorityRule = ANY_PRIORITY,
     ) -> Turn[CompletionRequest]:
         """Submits the prompts in `body` and returns them once the engine has accepted all of them.
 
         Should one be refused, none is left running. Arguments and errors are those of `start`.
         """
-        caller = Caller.now(tenant, deadline_s)
+        caller = Caller.now(tenant, deadline_s, priority)
         if len(body) <= INLINE_BODY_BYTES:
             request, prompts = self.prepare_completion(body)
         else:
@@ -224,7 +243,7 @@ class ChatService:
         for place, prompt in enumerate(prompts):
             part_id = turn_id if len(prompts) == 1 else f"{turn_id}-{place}"
             first = place * request.n
-            choices = [self._plain_choice(first + k, request) for k in range(request.n)]
+            choices = [self._choices.of_text(first + k, request) for k in range(request.n)]
             submits.append(self._submitter.submit(part_id, request, prompt, choices, caller))
         parts = await all_or_none(submits)
         return Turn(
@@ -235,6 +254,7 @@ class ChatService:
             self.system_fingerprint,
             self._submitter.deadline(request, prompts[0], caller),
             self._requests.begin(caller.begin_s),
+            self._choices.logprobs(request),
         )
 
     def prepare(
@@ -245,7 +265,14 @@ class ChatService:
         tenant: whose reasoning and summaries it may use. Raises ApiError(400 or 404), and
         SummaryNeeded when the model has to write one first.
         """
-        request = read(body, self.facts)
+        return self._prompt(self._read(body, read), tenant)
+
+    def _read(self, body: bytes, read: ReadRequest) -> ChatRequest:
+        with nesting_refused():
+            return read(body, self.facts)
+
+    def _prompt(self, request: ChatRequest, tenant: str) -> tuple[ChatRequest, Prompt]:
+        """Returns the request with the conversation that the model sees, and its prompt."""
         check_thinking(self.facts.profile, request.thinking, "thinking")
         if len(request.messages) > self.facts.max_model_len:
             raise self._too_long(f"at least {len(request.messages)}", "messages")
@@ -257,33 +284,43 @@ class ChatService:
             raise self._too_long(f"at least {at_least}", "messages")
         owner = owner_of(Caller(tenant, None, 0.0), request)
         try:
-            request, prompt = self.conversations.prompt(request, owner)
+            with nesting_refused():
+                request, prompt = self.conversations.prompt(request, owner)
         except PromptError as error:
             raise invalid(error.message, _as_sent(error.param, request), error.code) from error
         except TemplateError as error:
             raise invalid(f"This checkpoint cannot take tools: {error}", "tools") from error
         if len(prompt.token_ids) >= self.facts.max_model_len:
             raise self._too_long(str(len(prompt.token_ids)), "messages")
+        if request.prompt_logprobs is not None:
+            tokens = len(prompt.token_ids)
+            check_prompt_entries(tokens, request.prompt_logprobs, "prompt_logprobs")
         return request, prompt
 
     def prepare_completion(self, body: bytes) -> tuple[CompletionRequest, list[Prompt]]:
         """Returns the validated request and its prompts. Raises ApiError(400 or 404)."""
-        request = read_completion_request(body, self.facts)
+        with nesting_refused():
+            request = read_completion_request(body, self.facts)
         prompts = []
         for path, text in zip(request.prompt_paths, request.prompts, strict=True):
-            if len(text) > self.facts.max_model_len * self._longest_token_bytes:
-                raise self._too_long(f"at least {len(text) // self._longest_token_bytes}", path)
             prompt = self.encode_raw(text, path, bos=request.bos)
             if len(prompt.token_ids) >= self.facts.max_model_len:
                 raise self._too_long(str(len(prompt.token_ids)), path)
             prompts.append(prompt)
+        if request.echo:
+            echoes = [t if isinstance(t, str) else self.decode(t) for t in request.prompts]
+            request = msgspec.structs.replace(request, echoes=echoes)
+        check_repeated(request, sum(len(prompt.token_ids) for prompt in prompts))
         return request, prompts
 
     def encode_raw(self, text: str | Sequence[int], param: str, *, bos: bool = True) -> Prompt:
         """Returns the prompt that is nothing but `text` or these token ids; see Encoder.encode_raw.
 
-        Raises ApiError(400) that names `param`.
+        Raises ApiError(400) that names `param`, also for a text that is certainly too long: it need
+        not be tokenised for that.
         """
+        if len(text) > self.facts.max_model_len * self._longest_token_bytes:
+            raise self._too_long(f"at least {len(text) // self._longest_token_bytes}", param)
         try:
             return self._encoder.encode_raw(text, bos=bos)
         except PromptError as error:
@@ -300,45 +337,6 @@ class ChatService:
             "must hold it and at least one more.",
             param,
             "context_length_exceeded",
-        )
-
-    def _choice(self, index: int, request: ChatRequest, prompt: Prompt) -> Choice:
-        return Choice(
-            index,
-            OutputParser(
-                prompt.in_reasoning,
-                request.may_call,
-                tool_schemas=request.functions or None,
-                lenient=self._lenient
-                if request.lenient_tool_calls is None
-                else request.lenient_tool_calls,
-            ),
-            Detokenizer(self._token_bytes, self.facts.end_token_ids),
-            StopMatcher(request.stops),
-            in_reasoning=prompt.in_reasoning,
-            end_token_ids=frozenset(request.sampling.stop_token_ids),
-            think_end_token_id=self._encoder.think_end_token_id,
-            one_call=request.one_call,
-            logprobs=self._logprobs(request),
-            return_token_ids=request.return_token_ids,
-        )
-
-    def _logprobs(self, request: GenerationRequest) -> LogprobWriter | None:
-        if request.sampling.logprobs is None:
-            return None
-        return LogprobWriter(self._token_bytes, as_ids=request.tokens_as_ids)
-
-    def _plain_choice(self, index: int, request: CompletionRequest) -> Choice:
-        return Choice(
-            index,
-            PlainText(),
-            Detokenizer(self._token_bytes),
-            StopMatcher(request.stops),
-            in_reasoning=False,
-            end_token_ids=frozenset(request.sampling.stop_token_ids),
-            think_end_token_id=self._encoder.think_end_token_id,
-            logprobs=self._logprobs(request),
-            return_token_ids=request.return_token_ids,
         )
 
 

@@ -10,13 +10,16 @@ import msgspec
 
 from api.admission import Deadline, Door
 from api.chat.encoding import Prompt
-from api.chat_request import ChatRequest, GenerationRequest
+from api.chat_request import ChatRequest
 from api.choice import Choice
-from api.errors import ApiError
+from api.errors import ApiError, engine_is_dead
+from api.generation_request import GenerationRequest
 from api.grammar.answers import Grammars
-from api.turn import Part, engine_is_dead
+from api.grammar.pending import PendingGrammars
+from api.protection.priority import ANY_PRIORITY, PriorityRule
+from api.turn import Part
 from engine.client import EngineClient, EngineDead, EngineRefused
-from engine.messages import ReasoningBudget, Submit
+from engine.messages import Grammar, ReasoningBudget, Submit
 from scheduler.admission import Sizes
 
 
@@ -27,11 +30,14 @@ class Caller(NamedTuple):
     deadline_s: float | None
     begin_s: float
     """When the request came in, by the event loop's clock."""
+    priority: PriorityRule = ANY_PRIORITY
 
     @classmethod
-    def now(cls, tenant: str, deadline_s: float | None) -> Caller:
+    def now(
+        cls, tenant: str, deadline_s: float | None, priority: PriorityRule = ANY_PRIORITY
+    ) -> Caller:
         """Returns the sender of a request that came in just now."""
-        return cls(tenant, deadline_s, asyncio.get_running_loop().time())
+        return cls(tenant, deadline_s, asyncio.get_running_loop().time(), priority)
 
     def sizes(self, request: GenerationRequest, prompt: Prompt) -> Sizes:
         """Returns what admission asks of a prompt.
@@ -59,6 +65,7 @@ class Submitter:
 
     def __init__(self, engine: EngineClient, door: Door, grammars: Grammars) -> None:
         self._engine, self._door, self._grammars = engine, door, grammars
+        self._pending = PendingGrammars()
 
     async def submit(
         self,
@@ -73,9 +80,24 @@ class Submitter:
         choices: made before the engine has the prompt, so that should that fail nothing runs that
         nobody reads. Raises ApiError.
         """
-        grammar = None
-        if request.answer is not None:
+        priority = caller.priority.of(request.priority)
+        if request.answer is None:
+            return await self._submit(part_id, request, prompt, choices, caller, priority, None)
+        # Until the engine has compiled it, too.
+        async with self._pending.place(caller.sizes(request, prompt).tenant):
             grammar = await self._grammars.grammar(request.answer, in_reasoning=prompt.in_reasoning)
+            return await self._submit(part_id, request, prompt, choices, caller, priority, grammar)
+
+    async def _submit(
+        self,
+        part_id: str,
+        request: GenerationRequest,
+        prompt: Prompt,
+        choices: list[Choice],
+        caller: Caller,
+        priority: int,
+        grammar: Grammar | None,
+    ) -> Part:
         room = self._engine.ready.max_model_len - len(prompt.token_ids)
         sampling = request.sampling
         max_tokens = min(sampling.max_tokens, room)
@@ -91,7 +113,7 @@ class Submitter:
             ),
             spans=prompt.spans,
             n=request.n,
-            priority=request.priority,
+            priority=priority,
             tenant=sizes.tenant,
             cache_salt=caller.cache_salt(request),
             grammar=grammar,

@@ -15,18 +15,19 @@ from fastapi.params import Depends
 from starlette.responses import Response
 
 from api.backend import Backend
-from api.chat_request import (
-    ChatRequest,
-    ModelFacts,
-    chat_request_of,
+from api.chat_request import ChatRequest, chat_request_of
+from api.completions.request import checked_token_ids
+from api.config import ServerConfig
+from api.conversation.restoration import MissingReasoning
+from api.errors import from_validation, invalid
+from api.exchange import JsonResponse, tenant_of
+from api.facts import ModelFacts
+from api.generation_request import (
     checked_model,
+    nesting_refused,
     read_fields,
     warn_of_unknown,
 )
-from api.completions.request import checked_token_ids
-from api.config import ServerConfig
-from api.errors import from_validation, invalid
-from api.exchange import JsonResponse
 from api.openapi import answers
 from api.protection.body import read_body
 from api.schema import MessageParam, TemplateOptions, Thinking
@@ -46,6 +47,10 @@ class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
     tools: list[dict[str, Any]] | None = None
     thinking: Thinking | None = None
     chat_template_kwargs: TemplateOptions | None = None
+    missing_reasoning: MissingReasoning | None = None
+    user_id: str | None = None
+    cache_salt: str | None = None
+    """With `user_id`, whose conversation it is: so reasoning that was lost is restored as there."""
     continue_final_message: bool | None = None
     add_generation_prompt: bool | None = None
 
@@ -68,15 +73,22 @@ class Detokenized(msgspec.Struct, frozen=True):
     prompt: str
 
 
-_OF_CONVERSATION = ("messages", "tools", "thinking", "chat_template_kwargs")
+_OF_CONVERSATION = (
+    *("messages", "tools", "thinking", "chat_template_kwargs"),
+    *("missing_reasoning", "user_id", "cache_salt"),
+)
 _OF_ITS_END = ("continue_final_message", "add_generation_prompt")
 
 
-def tokenise(service: ChatService, body: bytes) -> Tokens:
-    """Returns the tokens of what is in `body`. Raises ApiError: 400 naming the field, or 404."""
+def tokenise(service: ChatService, body: bytes, tenant: str = "") -> Tokens:
+    """Returns the tokens of what is in `body`. Raises ApiError: 400 naming the field, or 404.
+
+    tenant: whose reasoning a conversation may get back, by the API key.
+    """
     fields = read_fields(body)
     try:
-        request = msgspec.convert(fields, TokenizeRequest)
+        with nesting_refused():
+            request = msgspec.convert(fields, TokenizeRequest)
     except msgspec.ValidationError as error:
         raise from_validation(error) from error
     warn_of_unknown(fields, frozenset(TokenizeRequest.__struct_fields__))
@@ -87,7 +99,7 @@ def tokenise(service: ChatService, body: bytes) -> Tokens:
         bos = request.add_special_tokens is not False
         prompt = service.encode_raw(request.prompt, "prompt", bos=bos)
     else:
-        _, prompt = service.prepare(body, _read_conversation)
+        _, prompt = service.prepare(body, _read_conversation, tenant)
     strings = None
     if request.return_token_strs:
         strings = [service.decode([token_id]) for token_id in prompt.token_ids]
@@ -111,6 +123,12 @@ def detokenise(service: ChatService, body: bytes) -> Detokenized:
         raise from_validation(error) from error
     _check_model(request.model, service)
     tokens = request.tokens
+    if len(tokens) > service.facts.max_model_len:
+        raise invalid(
+            f"{len(tokens)} tokens were given; the window has {service.facts.max_model_len}.",
+            "tokens",
+            "context_length_exceeded",
+        )
     if tokens:
         checked_token_ids(tokens, service.facts.vocab_size, "tokens")
     return Detokenized(service.decode(tokens))
@@ -137,7 +155,7 @@ def add_tokenise(
         """The tokens of a text, or of the prompt that a conversation becomes."""
         service = backend.require()
         body = await read_body(request, config.max_body_bytes)
-        return JsonResponse(await asyncio.to_thread(tokenise, service, body))
+        return JsonResponse(await asyncio.to_thread(tokenise, service, body, tenant_of(request)))
 
     @answers(Detokenized, to=DetokenizeRequest)
     async def detokenize(request: Request) -> Response:

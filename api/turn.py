@@ -14,23 +14,19 @@ from msgspec import UNSET
 
 from api.admission import Deadline
 from api.chat.encoding import Prompt
-from api.chat_request import GenerationRequest
 from api.choice import Choice
-from api.errors import ApiError
+from api.errors import ApiError, engine_is_dead
+from api.generation_request import GenerationRequest
+from api.logprobs import LogprobWriter
 from api.merge import merged
 from api.metrics.ended import Ended, Operation
 from api.metrics.requests import Measured
 from api.protection.limits import charge_tokens
 from api.response import ChunkChoice, Usage
 from engine.client import EngineClient, EngineDead, Generation
-from engine.messages import Output, Span, TurnEnded
+from engine.messages import Output, Span, TokenLogprobs, TurnEnded
 
 R = TypeVar("R", bound=GenerationRequest)
-
-
-def engine_is_dead(reason: object) -> ApiError:
-    """A 503: the engine's process is gone, nothing here can bring it back."""
-    return ApiError(503, f"The engine died: {reason}", code="engine_dead", retry_after=30)
 
 
 class Part(NamedTuple):
@@ -57,9 +53,10 @@ class Turn(Generic[R]):
         system_fingerprint: str,
         deadline: Deadline | None = None,
         measured: Measured | None = None,
+        logprobs: LogprobWriter | None = None,
     ) -> None:
         """parts: one per prompt; all of them together have dense choice indexes from 0. measured:
-        is told how it goes; None: nobody counts."""
+        is told how it goes; None: nobody counts. logprobs: writes those of prompts."""
         self.id = turn_id
         self.request = request
         self.created_s = int(time.time())
@@ -69,6 +66,9 @@ class Turn(Generic[R]):
         self._part = {part.id: part for part in parts}
         self._deadline = deadline
         self._measured = measured
+        self.logprobs = logprobs
+        self.prompt_logprobs: dict[str, list[TokenLogprobs]] = {}
+        """By part, where they were asked for and are known: of every prompt token but the first."""
         self._generations = contextlib.AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -151,6 +151,8 @@ class Turn(Generic[R]):
         part = self._part[output.id]
         choice = part.choices[output.choice]
         was_finished = choice.finish_reason is not None
+        if output.prompt_logprobs is not None:
+            self.prompt_logprobs[output.id] = output.prompt_logprobs
         if self._measured is not None and output.token_ids:
             self._measured.token()
         if not was_finished and output.finish in ("abort", "error"):

@@ -13,22 +13,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 
 import msgspec
 
 from engine.config import ConfigError, EngineConfig
+from engine.generation import EngineDead, EngineRefused, Generation
 from engine.hub import resolve_model
 from engine.messages import (
     Abort,
     Accepted,
     Failed,
     FromEngine,
-    Output,
     Outputs,
     Profile,
     Profiled,
@@ -58,109 +58,18 @@ __all__ = [
 ]
 
 
+STACKS_GRACE_S = 0.5
+"""How long a process that hangs may take to say where."""
 EXIT_GRACE_S = 10.0
 """How long a process whose socket has closed may take to end by itself."""
 
 
-class EngineDead(Exception):
-    """The engine process is gone; the message says why as far as it is known."""
-
-
-class EngineRefused(Exception):
-    """The engine did not take a request."""
-
-    def __init__(self, refused: Refused) -> None:
-        super().__init__(refused.message)
-        self.status = refused.status
-        self.code = refused.code
-        self.message = refused.message
-        self.param = refused.param
-        self.retry_after = refused.retry_after
-
-
-class Generation:
-    """The running answer to one request: an async iterator over news, merged while unread.
-
-    Use it as a context manager: leaving before every choice has ended aborts the request.
-    """
-
-    def __init__(self, client: EngineClient, submit: Submit) -> None:
-        self.id = submit.id
-        self.cached_tokens = 0
-        self._client = client
-        self._unfinished = submit.n
-        self._news: list[Output] = []
-        self._wake = asyncio.Event()
-        self._accepted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    async def __aenter__(self) -> Generation:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._client.forget(self)
-
-    async def __aiter__(self) -> AsyncIterator[list[Output]]:
-        while self._unfinished or self._news:
-            if not self._news:
-                if self._client.death is not None:
-                    raise EngineDead(self._client.death)
-                self._wake.clear()
-                await self._wake.wait()
-                continue
-            news, self._news = self._news, []
-            self._unfinished -= sum(1 for output in news if output.finish)
-            yield news
-
-    @property
-    def finished(self) -> bool:
-        """Whether every choice's terminal event was read."""
-        return not self._unfinished and not self._news
-
-    def take(self, output: Output) -> None:
-        """Adds news; an unread Output of the same choice absorbs it, so memory stays bounded."""
-        if output.choice == 0 and "cached_tokens" in output.extras:
-            self.cached_tokens = int(output.extras["cached_tokens"])
-        for i, waiting in enumerate(self._news):
-            if waiting.choice == output.choice:
-                self._news[i] = _merge(waiting, output)
-                break
-        else:
-            self._news.append(output)
-        self._wake.set()
-
-    def accept(self, message: Accepted) -> None:
-        self.cached_tokens = message.cached_tokens
-        self._resolve(None)
-
-    def fail(self, error: Exception) -> None:
-        """The engine refused the request or died."""
-        self._resolve(error)
-        self._wake.set()
-
-    def _resolve(self, error: Exception | None) -> None:
-        if self._accepted.done():
-            return
-        if error is None:
-            self._accepted.set_result(None)
-        else:
-            self._accepted.set_exception(error)
-
-    async def accepted(self) -> None:
-        """Waits for the engine's word; raises EngineRefused or EngineDead."""
-        await self._accepted
-
-
 class EngineClient:
-    """One engine process and the socket to it."""
+    """One engine and the socket to it; its process, too, where this client has started it."""
 
     def __init__(
         self,
-        process: asyncio.subprocess.Process,
+        process: asyncio.subprocess.Process | None,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
     ) -> None:
@@ -179,41 +88,73 @@ class EngineClient:
         self._listener: asyncio.Task[None] | None = None
         self._silence_limit_s: float | None = None
         self._profile: asyncio.Future[Profiled] | None = None
+        self._died = asyncio.Event()
 
     @classmethod
-    async def start(cls, config: EngineConfig) -> EngineClient:
-        """Returns a client whose engine has loaded its model; raises EngineDead if it cannot."""
+    async def start(
+        cls, config: EngineConfig, listener: socket.socket | None = None
+    ) -> EngineClient:
+        """Returns a client whose engine has loaded its model; raises EngineDead if it cannot.
+
+        listener: a listening Unix socket that the engine lets others in by; see `connect`.
+        """
         ours, theirs = socket.socketpair()
         with theirs:
+            options = ["--socket-fd", str(theirs.fileno())]
+            inherited = [theirs.fileno()]
+            if listener is not None:
+                options += ["--listen-fd", str(listener.fileno())]
+                inherited.append(listener.fileno())
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-P",  # a folder named engine in the working directory must not be taken for ours
                 "-m",
                 "engine",
-                "--socket-fd",
-                str(theirs.fileno()),
-                pass_fds=(theirs.fileno(),),
+                *options,
+                pass_fds=inherited,
                 stdin=asyncio.subprocess.DEVNULL,
-                env=os.environ | {"PYTHONPATH": _PACKAGES},
+                env=os.environ | {"PYTHONPATH": PACKAGES},
             )
         reader, writer = await asyncio.open_unix_connection(sock=ours)
+        writer.write(frame(msgspec.json.encode(config)))
         client = cls(process, reader, writer)
-        try:
-            writer.write(frame(msgspec.json.encode(config)))
-            first = await client._receive()
-            if not isinstance(first, Ready):
-                raise EngineDead(await client._cause(first))
-        except BaseException:
-            await client.close()
-            raise
-        client.ready = first
-        client._silence_limit_s = config.silence_limit_s
-        client._listener = asyncio.create_task(client._listen(), name="engine listener")
+        await client._introduce(config.silence_limit_s)
         return client
+
+    @classmethod
+    async def connect(cls, path: Path, silence_limit_s: float) -> EngineClient:
+        """Returns a client of the engine that somebody else has started, once it is ready.
+
+        Waits while there is none, or while it loads its model. Raises EngineDead when it ends
+        instead, OSError when nobody listens at `path`.
+        """
+        reader, writer = await asyncio.open_unix_connection(path)
+        client = cls(None, reader, writer)
+        await client._introduce(silence_limit_s)
+        return client
+
+    async def _introduce(self, silence_limit_s: float) -> None:
+        """Reads the engine's first message, and from then on all others."""
+        try:
+            first = await self._receive()
+            if not isinstance(first, Ready):
+                raise EngineDead(await self._cause(first))
+        except BaseException:
+            await self.close()
+            raise
+        self.ready = first
+        self._silence_limit_s = silence_limit_s
+        self._listener = asyncio.create_task(self._listen(), name="engine listener")
 
     @property
     def alive(self) -> bool:
         return self.death is None
+
+    async def dead(self) -> str:
+        """Returns why the engine is gone, once it is."""
+        await self._died.wait()
+        assert self.death is not None
+        return self.death
 
     async def submit(self, submit: Submit) -> Generation:
         """Returns the running generation once the engine has accepted it.
@@ -265,7 +206,7 @@ class EngineClient:
             self.abort(generation.id)
 
     async def close(self) -> None:
-        """Ends the engine process; open generations raise EngineDead."""
+        """Ends the engine, if this client has started it; open generations raise EngineDead."""
         self._send(Shutdown())
         self._die("the engine was shut down")
         if self._listener is not None:
@@ -296,10 +237,11 @@ class EngineClient:
         try:
             why = await self._dispatch()
         except TimeoutError:
-            self.process.kill()
+            await self._ask_where_it_hangs()
+            self._kill()
             why = f"the engine was silent for {self._silence_limit_s:g} seconds"
         except (ValueError, msgspec.DecodeError) as error:
-            self.process.kill()
+            self._kill()
             why = f"the engine sent a broken message: {error}"
         self._die(why)
 
@@ -336,20 +278,36 @@ class EngineClient:
         """Why the socket closed: the engine's last words, else its exit status."""
         if isinstance(last, Failed):
             return last.message
+        if self.process is None:
+            return "the engine has closed the connection"
         return f"the engine process ended with status {await self._exit_status()}"
 
-    async def _exit_status(self) -> int:
-        """Waits for the process to end, and kills it when it does not."""
+    async def _exit_status(self) -> int | None:
+        """Waits for the process to end, and kills it when it does not. None: it is another's."""
+        if self.process is None:
+            return None
         try:
             return await asyncio.wait_for(self.process.wait(), timeout=EXIT_GRACE_S)
         except TimeoutError:
-            self.process.kill()
+            await self._ask_where_it_hangs()
+            self._kill()
             return await self.process.wait()
+
+    async def _ask_where_it_hangs(self) -> None:
+        """Has the process write the stacks of its threads to stderr, if it still can."""
+        if self.process is not None and self.process.returncode is None:
+            self.process.send_signal(signal.SIGUSR1)
+            await asyncio.sleep(STACKS_GRACE_S)
+
+    def _kill(self) -> None:
+        if self.process is not None and self.process.returncode is None:
+            self.process.kill()
 
     def _die(self, why: str) -> None:
         if self.death is not None:
             return
         self.death = why
+        self._died.set()
         generations, self._generations = self._generations, {}
         for generation in generations.values():
             generation.fail(EngineDead(why))
@@ -358,7 +316,7 @@ class EngineClient:
 
 
 # Where this package lies, installed or not, before whatever the environment asks for.
-_PACKAGES = os.pathsep.join(
+PACKAGES = os.pathsep.join(
     filter(None, (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")))
 )
 _DECODER = msgspec.msgpack.Decoder(FromEngine)
@@ -366,21 +324,3 @@ _DECODER = msgspec.msgpack.Decoder(FromEngine)
 
 def _ignore(steps: Steps) -> None:
     """Nobody counts."""
-
-
-def _merge(first: Output, second: Output) -> Output:
-    """The second after the first, whose lists grow in place: nobody has seen them yet."""
-    first.token_ids.extend(second.token_ids)
-    logprobs = first.logprobs
-    if logprobs is None:
-        logprobs = second.logprobs
-    elif second.logprobs is not None:
-        logprobs.extend(second.logprobs)
-    return Output(
-        first.id,
-        first.choice,
-        first.token_ids,
-        logprobs,
-        second.finish,
-        {**first.extras, **second.extras},
-    )

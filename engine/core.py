@@ -280,5 +280,11 @@ def _output(choice: Choice) -> Output:
     if choice.cached_tokens is not None:
         extras["cached_tokens"] = choice.cached_tokens
     return Output(
-        choice.request_id, choice.choice, choice.token_ids, choice.logprobs, choice.finish, extras
+        choice.request_id,
+        choice.choice,
+        choice.token_ids,
+        choice.logprobs,
+        choice.finish,
+        extras,
+        choice.prompt_logprobs,
     )

@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from engine.config import EngineConfig
 from engine.loading import load_replica
+from scheduler.logprobs import TokenLogprobs
 from scheduler.outcome import Refusal
-from scheduler.plan import TokenLogprobs
 from scheduler.request import FinishReason, Sampling
 from scheduler.scheduler import Scheduler
 

@@ -11,7 +11,8 @@ from typing import Literal
 
 import msgspec
 
-from scheduler.plan import Form, TokenLogprobs
+from scheduler.logprobs import TokenLogprobs
+from scheduler.plan import Form
 from scheduler.request import FinishReason, ReasoningBudget, Sampling, Span
 
 __all__ = [
@@ -168,6 +169,9 @@ class Output(msgspec.Struct, frozen=True, array_like=True):
     extras: dict[str, str | int | float] = {}
     """stop_token: the stop token that ended the choice. cached_tokens, with a choice's first token:
     prompt tokens it found in the cache."""
+    prompt_logprobs: list[TokenLogprobs] | None = None
+    """With the first token of the first choice, where they were asked for: of every prompt token
+    but the first."""
 
 
 class Outputs(msgspec.Struct, frozen=True, tag=True):

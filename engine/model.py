@@ -32,6 +32,14 @@ class Network(Protocol):
         """Returns logits [S, vocab] float32 of the batch's sampled tokens; fills the cache."""
         ...
 
+    def hidden(self, batch: Batch, cache: PagedCache, probe: Probe | None = None) -> Tensor:
+        """Returns what the head reads [S, hidden] of the same tokens; fills the cache."""
+        ...
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Returns logits [S, vocab] float32 of hidden [S, hidden]."""
+        ...
+
 
 class DecoderLayer:
     """One decoder layer; `weights` are named relative to `model.layers.{layer}.`"""
@@ -142,9 +150,17 @@ class DeepseekV32:
 
     def forward(self, batch: Batch, cache: PagedCache, probe: Probe | None = None) -> Tensor:
         """Returns logits [S, vocab] float32 of the batch's sampled tokens; fills the cache."""
+        return self.logits(self.hidden(batch, cache, probe))
+
+    def hidden(self, batch: Batch, cache: PagedCache, probe: Probe | None = None) -> Tensor:
+        """Returns what the head reads [S, hidden] of the batch's sampled tokens; fills the
+        cache."""
         rope = rope_table(self.inv_freq, batch.positions)
         x = F.embedding(batch.token_ids, self.embedding)
         for layer in self.layers:
             x = layer(x, batch, rope, cache, probe)
-        final = rms_norm(x[batch.sampled], self.norm, self.config.rms_norm_eps)
-        return self.head(final.float())
+        return rms_norm(x[batch.sampled], self.norm, self.config.rms_norm_eps)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Returns logits [S, vocab] float32 of hidden [S, hidden]."""
+        return self.head(hidden.float())

@@ -19,9 +19,11 @@ from engine.cache import PagedCache
 from engine.config import PAGE_TOKENS
 from engine.grammar import Matcher, RunningGrammars
 from engine.model import Network
-from engine.sampler import NO_TOKEN, SamplerState, logprobs_of, sample
+from engine.sampler import NO_TOKEN, logprobs_of, logprobs_of_known, sample
+from engine.sampler_state import SamplerState
 from engine.token_masks import TokenMasks
-from scheduler.plan import Row, StepPlan, StepResult, TokenLogprobs
+from scheduler.logprobs import TokenLogprobs
+from scheduler.plan import Row, StepPlan, StepResult
 
 GATHER_TOKENS = 1 << 17
 """Padded context tokens that one group of decode rows may have."""
@@ -48,7 +50,7 @@ class FlatRows(NamedTuple):
     slots: list[int]
     """Where each token's latent row and index key go."""
     sampled: list[int]
-    """The last token of each row that samples, in row order."""
+    """The tokens whose logits are wanted, in row order."""
     first: list[int]
     """Each row's first token."""
 
@@ -87,12 +89,16 @@ class Runner:
         self._prepare(plan)
         tokens: list[int] = [-1] * len(plan.rows)
         logprobs: list[TokenLogprobs | None] = [None] * len(plan.rows)
+        scores: dict[int, list[TokenLogprobs]] = {}
         if plan.rows:
-            sampling = [i for i, row in enumerate(plan.rows) if row.sample == "last"]
+            sampling = [i for i, row in enumerate(plan.rows) if self._samples(row)]
             mirrors = [self.slots[plan.rows[i].slot] for i in sampling]
             # Both need no more than the tokens known so far, so they overlap.
             masks = self._masks.begin([mirror.matcher for mirror in mirrors])
-            self.logits = self.compute(plan.rows)
+            if any(row.sample == "every" for row in plan.rows):
+                self.logits, scores = self._compute_scores(plan.rows)
+            else:
+                self.logits = self.compute(plan.rows)
             positions = [plan.rows[i].start + plan.rows[i].count for i in sampling]
             states = [mirror.sampler for mirror in mirrors]
             allowed = masks.result() if masks is not None else None
@@ -112,11 +118,39 @@ class Runner:
                 found = logprobs_of(self.logits, drawn, wanted)
                 for i, line in zip(sampling, found, strict=True):
                     logprobs[i] = line
-        return StepResult(plan.step, tokens, logprobs, time.perf_counter() - begin)
+        return StepResult(plan.step, tokens, logprobs, time.perf_counter() - begin, scores)
 
     def compute(self, rows: tuple[Row, ...]) -> Tensor:
         """Returns the logits [S, vocab] of the rows that sample; the cache takes all rows in."""
         return self.model.forward(self._batch(rows), self.cache, self.probe)
+
+    def _compute_scores(
+        self, rows: tuple[Row, ...]
+    ) -> tuple[Tensor, dict[int, list[TokenLogprobs]]]:
+        """Returns what `compute` returns, and StepResult.prompt_logprobs."""
+        hidden = self.model.hidden(self._batch(rows), self.cache, self.probe)
+        sampled: list[int] = []
+        scores: dict[int, list[TokenLogprobs]] = {}
+        place = 0
+        for i, row in enumerate(rows):
+            end = place + wanted_logits(row)
+            if row.sample == "every":
+                mirror = self.slots[row.slot]
+                known = mirror.token_ids[row.start + 1 : row.start + row.count + 1]
+                top = mirror.sampler.sampling.prompt_logprobs or 0
+                lines = hidden[place : place + len(known)]
+                vocab_size = self.model.config.vocab_size
+                scores[i] = logprobs_of_known(self.model.logits, lines, known, top, vocab_size)
+            if self._samples(row):
+                sampled.append(end - 1)
+            place = end
+        return self.model.logits(hidden[sampled]), scores
+
+    def _samples(self, row: Row) -> bool:
+        """Whether a token is sampled behind the row."""
+        if row.sample != "every":
+            return row.sample == "last"
+        return row.start + row.count == len(self.slots[row.slot].token_ids)
 
     def _prepare(self, plan: StepPlan) -> None:
         for slot in plan.forget:
@@ -160,8 +194,8 @@ class Runner:
                     shift = (mirror.pages[page] - page) * PAGE_TOKENS
                     begin = max(start, page * PAGE_TOKENS) + shift
                     slots += range(begin, min(end, (page + 1) * PAGE_TOKENS) + shift)
-            if row.sample == "last":
-                sampled.append(len(token_ids) - 1)
+            if row.sample != "none":
+                sampled += range(len(token_ids) - wanted_logits(row), len(token_ids))
         return FlatRows(token_ids, positions, slots, sampled, first)
 
     def _batch(self, rows: tuple[Row, ...]) -> Batch:
@@ -198,6 +232,11 @@ class Runner:
             slots,
             bounds=(min(row.start for row in members) + 1, longest),
         )
+
+
+def wanted_logits(row: Row) -> int:
+    """Returns how many of a row's tokens, its last ones, have their logits looked at."""
+    return {"none": 0, "last": 1, "every": row.count}[row.sample]
 
 
 def _grouped(rows: tuple[Row, ...]) -> Iterator[list[int]]:

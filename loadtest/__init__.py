@@ -1,1 +1,1 @@
-"""How it holds: load tests on a live server (`live/`), and the simulator of a replica under load."""
+"""How it holds: load tests on a live server (`live/`), and the simulator of a replica."""

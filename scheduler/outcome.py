@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from scheduler.plan import TokenLogprobs
+from scheduler.logprobs import TokenLogprobs
 from scheduler.request import FinishReason
 
 
@@ -30,3 +30,5 @@ class Choice(msgspec.Struct, frozen=True):
     stop_token: int | None = None
     cached_tokens: int | None = None
     """With a choice's first token: how much of its prompt was found in the cache."""
+    prompt_logprobs: list[TokenLogprobs] | None = None
+    """With it, too, where they were asked for: of every prompt token but the first."""

@@ -14,6 +14,7 @@ from typing import Literal
 
 import msgspec
 
+from scheduler.logprobs import TokenLogprobs
 from scheduler.request import Sampling
 
 Form = Literal["mha", "masked_mha", "mqa", "dense_mqa"]
@@ -27,6 +28,9 @@ dense_mqa   absorbed queries, latents of the whole context: decode within top_k
 masked_mha and mqa score and select; the dense two give the same result within top_k tokens, and
 beyond it are what `--attention dense` asks for.
 """
+
+Sample = Literal["none", "last", "every"]
+"""Which tokens of a row have their logits looked at; see `Row.sample`."""
 
 
 class NewSlot(msgspec.Struct, frozen=True):
@@ -68,7 +72,10 @@ class Row(msgspec.Struct, frozen=True, gc=False):
     slot: int
     start: int
     count: int
-    sample: Literal["none", "last"]
+    sample: Sample
+    """Which of its tokens' logits are wanted. `last`: one token is sampled behind the row. `every`:
+    the log-probabilities of the known tokens behind the row's own are wanted, and where nothing is
+    known behind the last one, a token is sampled there."""
     form: Form
 
 
@@ -80,14 +87,6 @@ class StepPlan(msgspec.Struct, frozen=True):
     """Slots whose mirrors are dropped before anything else happens."""
 
 
-class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
-    """Natural-log probabilities before temperature and filters (vLLM's raw_logprobs)."""
-
-    logprob: float
-    top: list[tuple[int, float]]
-    """(token id, logprob), most likely first."""
-
-
 class StepResult(msgspec.Struct, frozen=True):
     step: int
     token_ids: list[int]
@@ -96,3 +95,5 @@ class StepResult(msgspec.Struct, frozen=True):
     logprobs: list[TokenLogprobs | None]
     seconds: float
     """Wall time of the step on the engine's side."""
+    prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
+    """Of each row with `sample: every`, by its place: of the known tokens from `start + 1` on."""

@@ -17,7 +17,7 @@ from scheduler.backlog import Backlog
 from scheduler.budget import SCORE_BYTES, Budget, Predictor, StepSums
 from scheduler.config import SchedulerConfig
 from scheduler.leaders import PrefixLeaders
-from scheduler.plan import Form, NewSlot, Prepare, Row, StepPlan
+from scheduler.plan import Form, NewSlot, Prepare, Row, Sample, StepPlan
 from scheduler.pre_warm import PreWarmer
 from scheduler.queue import WaitingQueue
 from scheduler.request import Sequence
@@ -55,7 +55,10 @@ class PlannedStep:
         self.budget.spend(start, count)
         ends = samples and start + count == sequence.known_tokens
         form = self.budget.forms.form(start, count)
-        row = Row(sequence.slot, start, count, "last" if ends else "none", form)
+        sample: Sample = "last" if ends else "none"
+        if sequence.wants_prompt_logprobs:
+            sample = "every"
+        row = Row(sequence.slot, start, count, sample, form)
         self.prefills.append((sequence, row))
 
 
@@ -216,8 +219,7 @@ class StepPlanner:
         sequence, passed = self.waiting.head(), None
         while sequence is not None:
             known = sequence.known_tokens
-            # One token at least is left to compute: its logits start the answer.
-            limit = (known - 1) // size
+            limit = sequence.reusable_tokens // size
             found = pool.match(sequence.keys, limit)
             if self.leaders.park(sequence, len(found), limit):
                 sequence, passed = self.waiting.head(), None

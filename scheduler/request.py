@@ -6,6 +6,7 @@ from typing import Literal
 
 import msgspec
 
+from scheduler.logprobs import TokenLogprobs
 from scheduler.retention import Span
 
 __all__ = ["FinishReason", "ReasoningBudget", "Sampling", "Sequence", "Span"]
@@ -56,6 +57,10 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
     """Token sequences of which the last token is not sampled behind the others."""
     reasoning: ReasoningBudget | None = None
     """For a prompt that ends in open reasoning."""
+    prompt_logprobs: int | None = None
+    """None: none; n: the log-probability of every prompt token but the first, and those of the n
+    most likely at its place. The whole prompt is computed for the first choice, whatever of it is
+    cached."""
 
 
 class Sequence:
@@ -78,6 +83,7 @@ class Sequence:
         "passed",
         "priority",
         "prompt_ids",
+        "prompt_logprobs",
         "prompt_tokens",
         "published_pages",
         "request_id",
@@ -115,6 +121,9 @@ class Sequence:
         self.computed_tokens = 0
         """Tokens whose latent and index key are in the cache, from the start."""
         self.sampling = sampling
+        wanted = sampling.prompt_logprobs is not None and choice == 0
+        self.prompt_logprobs: list[TokenLogprobs] | None = [] if wanted else None
+        """Of the prompt's tokens from the second on, as far as they are known; None: not wanted."""
         self.stop_tokens = stop_tokens
         self.output_limit = end_tokens - len(token_ids)
         """Generated tokens after which it ends whatever it says."""
@@ -158,6 +167,20 @@ class Sequence:
     @property
     def known_tokens(self) -> int:
         return self.prompt_tokens + len(self.output_ids)
+
+    @property
+    def wants_prompt_logprobs(self) -> bool:
+        """Whether log-probabilities of its prompt are still to come."""
+        found = self.prompt_logprobs
+        return found is not None and len(found) < self.prompt_tokens - 1
+
+    @property
+    def reusable_tokens(self) -> int:
+        """Tokens that need not be computed again if they are cached. One at least is left: its
+        logits start the answer. Those of the prompt's tokens may be wanted, too."""
+        if self.prompt_logprobs is not None and self.wants_prompt_logprobs:
+            return len(self.prompt_logprobs)
+        return self.known_tokens - 1
 
     def tokens_from(self, start: int) -> list[int]:
         """Returns the known tokens from a position on, without a look at those before."""

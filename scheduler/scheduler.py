@@ -15,9 +15,10 @@ from scheduler.budget import Budget, Predictor, StepSums
 from scheduler.config import SchedulerConfig
 from scheduler.fairness import ServiceCounters
 from scheduler.leaders import PrefixLeaders
+from scheduler.logprobs import TokenLogprobs
 from scheduler.outcome import Choice, Refusal
 from scheduler.pages import PagePool
-from scheduler.plan import StepPlan, StepResult, TokenLogprobs
+from scheduler.plan import Row, StepPlan, StepResult
 from scheduler.planning import PlannedStep, StepPlanner
 from scheduler.pre_warm import PreWarmer
 from scheduler.prefix import prefix_keys, root_key
@@ -158,7 +159,9 @@ class Scheduler:
         if not sampling.ignore_eos:
             stop_tokens |= self._eos
         shared_pages = min(len(keys), (len(token_ids) - 1) // size)
-        cached_pages = self.pool.count_known(keys, shared_pages)
+        # Whose prompt is scored has its first choice compute all of it.
+        scored = sampling.prompt_logprobs is not None and len(token_ids) > 1
+        cached_pages = 0 if scored else self.pool.count_known(keys, shared_pages)
         cached_tokens = cached_pages * size
         continues = cached_pages > 0 and self._turns.awaits(keys[cached_pages - 1])
         for choice in range(n):
@@ -244,7 +247,9 @@ class Scheduler:
         if not len(rows) == len(tokens) == len(logprobs):
             raise ValueError(f"{len(tokens)} tokens and {len(logprobs)} logprobs, {len(rows)} rows")
         self._step = PlannedStep(step.budget)
-        if self.predictor is not None and rows and result.seconds > 0:
+        # Scored prompts take time that the predictor has no term for.
+        timed = rows and result.seconds > 0 and not result.prompt_logprobs
+        if self.predictor is not None and timed:
             self.predictor.observe(step.sums, result.seconds)
         news: list[Choice] = []
         # All that a decode row needs in most steps, in one place: this loop is the step's overhead.
@@ -271,7 +276,10 @@ class Scheduler:
                 self._pre_warmed(sequence, row.count)
                 continue
             self.backlog.set(sequence, sequence.prompt_tokens - sequence.computed_tokens)
-            if row.sample == "last":
+            if row.sample == "every":
+                self._take_prompt_logprobs(sequence, row, result.prompt_logprobs[place])
+            ends = row.start + row.count == sequence.known_tokens
+            if row.sample == "last" or (row.sample == "every" and ends):
                 news.append(self._first_token(sequence, tokens[place], logprobs[place]))
         return news
 
@@ -284,12 +292,33 @@ class Scheduler:
         self._running.decode(sequence)
         output = sequence.output_ids
         output.append(token)
-        cached_tokens = sequence.cached_tokens if len(output) == 1 else None
+        first = len(output) == 1
+        cached_tokens = sequence.cached_tokens if first else None
+        scores = sequence.prompt_logprobs if first else None
         if token in sequence.stop_tokens or len(output) >= sequence.output_limit:
             choice = self._finish(sequence, token, logprob)
-            return msgspec.structs.replace(choice, cached_tokens=cached_tokens)
+            return msgspec.structs.replace(
+                choice, cached_tokens=cached_tokens, prompt_logprobs=scores
+            )
         own = None if logprob is None else [logprob]
-        return Choice(sequence.request_id, sequence.choice, [token], own, None, None, cached_tokens)
+        return Choice(
+            sequence.request_id,
+            sequence.choice,
+            [token],
+            own,
+            None,
+            cached_tokens=cached_tokens,
+            prompt_logprobs=scores,
+        )
+
+    @staticmethod
+    def _take_prompt_logprobs(sequence: Sequence, row: Row, found: list[TokenLogprobs]) -> None:
+        """Takes in what a row says of the prompt's tokens. After a preemption it says some again,
+        and of generated ones what is known."""
+        known = sequence.prompt_logprobs
+        assert known is not None
+        missing = sequence.prompt_tokens - 1 - len(known)
+        known += found[len(known) - row.start :][:missing]
 
     def _finish(self, sequence: Sequence, token: int, logprob: TokenLogprobs | None) -> Choice:
         """Ends a sequence with its last token."""

@@ -86,7 +86,7 @@ THIRD_PARTY = {
         "tqdm",
         "transformers",
     ),
-    "deploy": ("grafana_foundation_sdk",),
+    "deploy": ("grafana_foundation_sdk", "httpx", "pydantic", "ray", "starlette"),
     "winnow.py": (),
 }
 """Layer -> the packages that it may import."""

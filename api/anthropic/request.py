@@ -14,20 +14,23 @@ from api.anthropic.schema import (
     ToolChoiceParam,
     ToolParam,
 )
-from api.chat_request import (
-    ChatRequest,
-    ModelFacts,
+from api.chat_request import ChatRequest, checked_management
+from api.conversation.context_management import ContextManagement
+from api.conversation.simulated_tools import read_markers
+from api.errors import ApiError, from_validation, unsupported
+from api.facts import ModelFacts
+from api.fields import TextFields
+from api.generation_request import (
     checked_model,
+    checked_priority,
     checked_stops,
     checked_user_id,
     read_fields,
-    reasoning_limit,
     warn_of_unknown,
 )
-from api.errors import ApiError, from_validation, unsupported
 from api.grammar.answers import AnswerDemand
-from api.sampling import read_sampling
-from api.schema import ChatCompletionRequest
+from api.protection.limits import check_sizes
+from api.sampling import checked_max_tokens, read_sampling, reasoning_limit
 from api.tools import ToolChoice, call_demand, read_tool_choice, read_tools
 
 T = TypeVar("T", MessagesRequest, CountTokensRequest)
@@ -63,10 +66,10 @@ def _chat_request(request: MessagesRequest, facts: ModelFacts) -> ChatRequest:
     one_call = bool(choice and choice.disable_parallel_tool_use)
     calls = call_demand(_tool_choice(choice, functions), functions, one_call=one_call)
     may_call = calls is not None
-    sampling = ChatCompletionRequest(
-        messages=[],
+    continues = conversation.messages[-1].role == "assistant"
+    check_sizes(request.cache_salt, None, None)
+    sampling = TextFields(
         model=model,
-        max_tokens=request.max_tokens,
         temperature=request.temperature,
         top_p=request.top_p,
         top_k=request.top_k,
@@ -83,15 +86,18 @@ def _chat_request(request: MessagesRequest, facts: ModelFacts) -> ChatRequest:
         functions=functions,
         may_call=may_call,
         one_call=one_call,
-        answer=AnswerDemand.of(calls, None),
+        answer=AnswerDemand.of(calls, None, continues=continues),
         max_reasoning_tokens=reasoning_limit({"thinking.budget_tokens": budget_tokens}, facts),
         thinking=thinking,
+        continues=continues,
+        missing_reasoning=request.missing_reasoning,
+        retention_markers=read_markers(request.thinking_retention, request.retention_marker),
+        context_management=_context_management(request, facts),
+        lenient_tool_calls=request.lenient_tool_calls,
         sampling=read_sampling(
             sampling,
-            facts.defaults,
-            vocab_size=facts.vocab_size,
-            max_model_len=facts.max_model_len,
-            end_token_ids=facts.end_token_ids,
+            facts,
+            max_tokens=checked_max_tokens({"max_tokens": request.max_tokens}, facts),
             forbidden_token_ids=facts.call_token_ids if functions and not may_call else (),
         ),
         n=1,
@@ -101,9 +107,28 @@ def _chat_request(request: MessagesRequest, facts: ModelFacts) -> ChatRequest:
         tenant=checked_user_id(
             request.metadata.user_id if request.metadata else None, "metadata.user_id"
         ),
-        cache_salt="",
-        priority=0,
+        cache_salt=request.cache_salt or "",
+        priority=checked_priority(request.priority),
     )
+
+
+def _context_management(request: MessagesRequest, facts: ModelFacts) -> ContextManagement | None:
+    """Winnow's rule, which has a `strategy`. Anthropic's own `edits` are advice on what may be
+    cleared, which this server need not take."""
+    fields = request.context_management
+    if fields is None or "strategy" not in fields:
+        if fields is not None:
+            warn_of_unknown((f"context_management.{name}" for name in fields), frozenset())
+        return None
+    try:
+        rule = msgspec.convert({"context_management": fields}, _Managed).context_management
+    except msgspec.ValidationError as error:
+        raise from_validation(error) from error
+    return checked_management(rule, facts)
+
+
+class _Managed(msgspec.Struct):
+    context_management: ContextManagement
 
 
 def _functions(tools: list[ToolParam]) -> list[dict[str, object]]:

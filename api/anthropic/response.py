@@ -60,6 +60,7 @@ def message_of(completion: ChatCompletion) -> Message:
         stop_reason=_stop_reason(choice),
         stop_sequence=_stop_sequence(choice),
         usage=_usage(completion.usage),
+        context_management=completion.context_management,
     )
 
 
@@ -85,6 +86,7 @@ async def events(turn: ChatTurn) -> AsyncGenerator[Event, None]:
             stop_reason=None,
             stop_sequence=None,
             usage=_usage(turn.usage),
+            context_management=turn.context_report,
         )
     )
     blocks = Blocks(turn.id)

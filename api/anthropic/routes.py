@@ -20,7 +20,7 @@ from api.anthropic.schema import (
 )
 from api.backend import Backend
 from api.config import ServerConfig
-from api.exchange import JsonResponse, deadline_s_of, tenant_of, unless_disconnected
+from api.exchange import JsonResponse, deadline_s_of, priority_of, tenant_of, unless_disconnected
 from api.openapi import answers
 from api.protection.body import read_body
 from api.sse import EventStream, Wire, named_event
@@ -51,6 +51,7 @@ def add_messages(
             id_prefix="msg_",
             tenant=tenant_of(request),
             deadline_s=deadline_s_of(request),
+            priority=priority_of(request, config),
         )
         turn = await unless_disconnected(request, work)
         headers = {"request-id": turn.id}

@@ -10,6 +10,10 @@ from typing import Any, Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from api.conversation.context_management import ContextReport
+from api.conversation.restoration import MissingReasoning
+from api.conversation.simulated_tools import ThinkingRetention
+
 # --- request ----------------------------------------------------------------------------------
 
 
@@ -85,6 +89,16 @@ class MessagesRequest(msgspec.Struct, frozen=True, kw_only=True):
     thinking: ThinkingConfig | None = None
     metadata: Metadata | None = None
 
+    # the extensions of chat completions
+    missing_reasoning: MissingReasoning | None = None
+    thinking_retention: ThinkingRetention | None = None
+    retention_marker: str | list[str] | None = None
+    context_management: dict[str, Any] | None = None
+    """With a `strategy` as in a chat completion. Anthropic's own `edits` have no effect."""
+    lenient_tool_calls: bool | None = None
+    cache_salt: str | None = None
+    priority: int | None = None
+
 
 class CountTokensRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Field names and types of `POST /v1/messages/count_tokens`: what reaches the prompt."""
@@ -95,6 +109,13 @@ class CountTokensRequest(msgspec.Struct, frozen=True, kw_only=True):
     tools: list[ToolParam] | None = None
     tool_choice: ToolChoiceParam | None = None
     thinking: ThinkingConfig | None = None
+    metadata: Metadata | None = None
+
+    # whose reasoning is restored, and how, decides about the prompt, too
+    missing_reasoning: MissingReasoning | None = None
+    thinking_retention: ThinkingRetention | None = None
+    retention_marker: str | list[str] | None = None
+    cache_salt: str | None = None
 
 
 HARMLESS = frozenset(
@@ -147,6 +168,8 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     stop_reason: StopReason | None
     stop_sequence: str | None
     usage: Usage
+    context_management: ContextReport | UnsetType = UNSET
+    """Extension: what of the tool loop the model no longer sees, if that was asked for."""
 
 
 class TokenCount(msgspec.Struct, frozen=True):

@@ -11,40 +11,28 @@ from typing import Any
 
 import msgspec
 
-from api.chat_request import (
-    MAX_CHOICES,
+from api.completions.schema import HARMLESS, KNOWN, REFUSED, CompletionsRequest
+from api.errors import from_validation, invalid, unsupported
+from api.facts import ModelFacts
+from api.generation_request import (
     GenerationRequest,
-    ModelFacts,
     answer_format,
     checked_model,
-    checked_stops,
-    checked_user_id,
+    common_values,
     read_fields,
     refuse_unhonoured,
     warn_of_unknown,
 )
-from api.completions.schema import HARMLESS, KNOWN, REFUSED, CompletionsRequest
-from api.errors import from_validation, invalid, unsupported
 from api.grammar.answers import AnswerDemand
-from api.protection.limits import check_sizes
-from api.sampling import MAX_TOP_LOGPROBS, read_sampling, within
-from api.schema import ChatCompletionRequest
+from api.logprobs import check_prompt_entries
+from api.sampling import MAX_TOP_LOGPROBS, checked_max_tokens, read_sampling, within
 from engine.messages import Sampling
 
 DEFAULT_MAX_TOKENS = 16
 MAX_PROMPTS = 128
-FORMATS = (
-    "response_format",
-    "structured_outputs",
-    "guided_json",
-    "guided_regex",
-    "guided_choice",
-    "guided_grammar",
-    "regex",
-    "ebnf",
-)
-"""Fields that say what form the text has."""
-
+MAX_REPEATED = 4 * 2**20
+"""Characters of prompts in one answer, over all choices: it is written by the loop that serves
+everybody."""
 Text = str | list[int]
 """A prompt: text, or the token ids it already is."""
 
@@ -59,6 +47,10 @@ class CompletionRequest(GenerationRequest, frozen=True, kw_only=True):
     """The answer begins with the prompt."""
     bos: bool
     """Texts get a begin-of-sentence token in front; token ids never do."""
+    only_prompt: bool = False
+    """The answer is the prompt alone (`max_tokens: 0`)."""
+    echoes: list[str] = []
+    """The text of each prompt that is to be repeated; set when the prompts are made."""
 
 
 def read_completion_request(body: bytes, facts: ModelFacts) -> CompletionRequest:
@@ -71,35 +63,47 @@ def read_completion_request(body: bytes, facts: ModelFacts) -> CompletionRequest
     model = checked_model(request.model, facts)
     refuse_unhonoured(fields, REFUSED)
     warn_of_unknown(fields, KNOWN | HARMLESS | REFUSED)
-    check_sizes(request.cache_salt, request.logit_bias, request.stop_token_ids)
     prompts, paths = _prompts(request.prompt, facts.vocab_size)
-    n = within(1 if request.n is None else request.n, 1, MAX_CHOICES, "n")
-    if request.best_of is not None and request.best_of != n:
+    common = common_values(request)
+    if request.best_of is not None and request.best_of != common["n"]:
         raise unsupported("best_of", "best_of other than n")
-    if request.echo and request.logprobs is not None:
-        raise unsupported("echo", "echo together with logprobs")
-    if request.stream_options is not None and not request.stream:
-        raise invalid("stream_options needs stream: true.", "stream_options")
-    same = _same(request)
-    stops = [request.stop] if isinstance(request.stop, str) else request.stop or []
+    echo = bool(request.echo)
     return CompletionRequest(
         model=model,
         prompts=prompts,
         prompt_paths=paths,
-        echo=bool(request.echo),
+        echo=echo,
         bos=request.add_special_tokens is not False,
-        sampling=_sampling(same, facts),
-        answer=AnswerDemand.of(None, answer_format(same)),
-        n=n,
-        stops=checked_stops(stops, "stop"),
-        stream=bool(request.stream),
-        include_usage=bool(request.stream_options and request.stream_options.include_usage),
-        return_token_ids=bool(request.return_token_ids),
-        tokens_as_ids=bool(request.return_tokens_as_token_ids),
-        tenant=checked_user_id(request.user_id, "user_id"),
-        cache_salt=request.cache_salt or "",
-        priority=within(request.priority or 0, -(2**31), 2**31 - 1, "priority"),
+        only_prompt=echo and request.max_tokens == 0,
+        sampling=_sampling(request, facts),
+        answer=AnswerDemand.of(None, answer_format(request)),
+        **common,
     )
+
+
+def check_repeated(request: CompletionRequest, prompt_tokens: int) -> None:
+    """Changes nothing; raises ApiError(400) naming the field that would have the answer repeat
+    more of its prompts than anyone reads.
+
+    prompt_tokens: of all prompts together. Every choice repeats its prompt.
+    """
+    n, tokens = request.n, request.n * prompt_tokens
+    repeated = n * sum(map(len, request.echoes))
+    if repeated > MAX_REPEATED:
+        raise invalid(
+            f"echo would repeat {repeated} characters of prompts; the limit is {MAX_REPEATED}.",
+            "echo",
+        )
+    if request.return_token_ids and tokens > MAX_REPEATED // 8:
+        raise invalid(
+            f"return_token_ids would repeat {tokens} prompt tokens; the limit is "
+            f"{MAX_REPEATED // 8}.",
+            "return_token_ids",
+        )
+    if request.echo and request.sampling.logprobs is not None:
+        check_prompt_entries(tokens, request.sampling.logprobs, "logprobs")
+    if request.prompt_logprobs is not None:
+        check_prompt_entries(tokens, request.prompt_logprobs, "prompt_logprobs")
 
 
 def _prompts(
@@ -147,40 +151,21 @@ def checked_token_ids(values: Sequence[Any], vocab_size: int, path: str) -> list
     return list(values)
 
 
-def _same(request: CompletionsRequest) -> ChatCompletionRequest:
-    """Returns the chat completion that draws its tokens in the same way."""
-    if request.logprobs is not None:
-        within(request.logprobs, 0, MAX_TOP_LOGPROBS, "logprobs")
-    return ChatCompletionRequest(
-        messages=[],
-        model=request.model,
-        max_tokens=DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens,
-        temperature=request.temperature,
-        top_p=request.top_p,
-        top_k=request.top_k,
-        min_p=request.min_p,
-        seed=request.seed,
-        frequency_penalty=request.frequency_penalty,
-        presence_penalty=request.presence_penalty,
-        repetition_penalty=request.repetition_penalty,
-        logit_bias=request.logit_bias,
-        logprobs=request.logprobs is not None,
-        top_logprobs=request.logprobs,
-        min_tokens=request.min_tokens,
-        stop_token_ids=request.stop_token_ids,
-        ignore_eos=request.ignore_eos,
-        allowed_token_ids=request.allowed_token_ids,
-        bad_words=request.bad_words,
-        **{name: getattr(request, name) for name in FORMATS},
+def _sampling(request: CompletionsRequest, facts: ModelFacts) -> Sampling:
+    logprobs = request.logprobs
+    if logprobs is not None:
+        within(logprobs, 0, MAX_TOP_LOGPROBS, "logprobs")
+    max_tokens = DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens
+    if request.echo and max_tokens == 0:
+        # The engine samples one token behind every prompt; nobody will see it.
+        max_tokens = 1
+    sampling = read_sampling(
+        request,
+        facts,
+        max_tokens=checked_max_tokens({"max_tokens": max_tokens}, facts),
+        logprobs=logprobs,
     )
-
-
-def _sampling(same: ChatCompletionRequest, facts: ModelFacts) -> Sampling:
-    return read_sampling(
-        same,
-        facts.defaults,
-        vocab_size=facts.vocab_size,
-        max_model_len=facts.max_model_len,
-        end_token_ids=facts.end_token_ids,
-        encode_text=facts.encode_text,
-    )
+    if not request.echo or logprobs is None:
+        return sampling
+    top = max(logprobs, sampling.prompt_logprobs or 0)
+    return msgspec.structs.replace(sampling, prompt_logprobs=top)

@@ -2,69 +2,120 @@
 
 from __future__ import annotations
 
+import asyncio
 import codecs
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 
 import msgspec
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from api.completions.request import CompletionRequest
 from api.completions.schema import TextChoice, TextCompletion, TextLogprobs
-from api.response import ChunkChoice, TokenLogprob, TopLogprob
+from api.logprobs import LogprobWriter
+from api.response import ChunkChoice, PromptLogprobs, TokenLogprob, TopLogprob
 from api.turn import Turn
+from engine.messages import TokenLogprobs
 
 CompletionTurn = Turn[CompletionRequest]
-Decode = Callable[[Iterable[int]], str]
-"""Token ids -> their text; for prompts that came as ids and are to be repeated."""
 
 
-async def chunks(turn: CompletionTurn, decode: Decode) -> AsyncGenerator[TextCompletion, None]:
+async def chunks(turn: CompletionTurn) -> AsyncGenerator[TextCompletion, None]:
     """Yields the stream: what every choice begins with, its text as it comes, usage if asked for.
 
     Raises ApiError when the engine fails on the way.
     """
     usage = None if turn.request.include_usage else UNSET
-    async for choice in _pieces(turn, decode):
+    async for choice in _pieces(turn):
         yield msgspec.structs.replace(_completion(turn, [choice]), usage=usage)
     if turn.request.include_usage:
         yield msgspec.structs.replace(_completion(turn, []), usage=turn.usage)
 
 
-async def completion(turn: CompletionTurn, decode: Decode) -> TextCompletion:
+async def completion(turn: CompletionTurn) -> TextCompletion:
     """Returns the whole answer. Raises ApiError when the engine fails on the way."""
     pieces: list[list[TextChoice]] = [[] for _ in turn.choices]
-    async for choice in _pieces(turn, decode):
+    async for choice in _pieces(turn):
         pieces[choice.index].append(choice)
     whole = _completion(turn, [_joined(own) for own in pieces])
     return msgspec.structs.replace(whole, usage=turn.usage)
 
 
-async def _pieces(turn: CompletionTurn, decode: Decode) -> AsyncGenerator[TextChoice, None]:
-    for opening in _openings(turn, decode):
-        yield opening
-    writers = [LogprobLists(as_ids=turn.request.tokens_as_ids) for _ in turn.choices]
-    async for piece in turn.pieces():
-        yield _text_choice(piece, writers[piece.index])
-
-
-def _openings(turn: CompletionTurn, decode: Decode) -> list[TextChoice]:
-    """What stands before any sampled token, in index order: the prompt, where it was asked for."""
+async def _pieces(turn: CompletionTurn) -> AsyncGenerator[TextChoice, None]:
+    """What a prompt's choices begin with comes first; where that takes its log-probabilities, when
+    they are known: with the first token of its first choice, which need not be the first of all."""
     request = turn.request
-    if not request.echo and not request.return_token_ids:
+    starts = [len(echo) for echo in request.echoes] or [0] * len(turn.parts)
+    writers = [
+        LogprobLists(as_ids=request.tokens_as_ids, characters=starts[choice.index // request.n])
+        for choice in turn.choices
+    ]
+    scored = request.sampling.prompt_logprobs is not None
+    held: dict[int, list[TextChoice]] = {place: [] for place in range(len(turn.parts)) if scored}
+    if not scored:
+        for place in range(len(turn.parts)):
+            for opening in _openings(turn, place):
+                yield opening
+    async for piece in turn.pieces():
+        choice = _text_choice(piece, writers[piece.index])
+        place = piece.index // request.n
+        if place not in held:
+            yield choice
+            continue
+        held[place].append(choice)
+        if turn.parts[place].id in turn.prompt_logprobs:
+            # Of a long prompt that takes long enough to be felt by other streams.
+            for opening in await asyncio.to_thread(_openings, turn, place):
+                yield opening
+            for waiting in held.pop(place):
+                yield waiting
+
+
+def _openings(turn: CompletionTurn, place: int) -> list[TextChoice]:
+    """What stands before any sampled token of a prompt's choices, in index order: the prompt, and
+    what is said of its tokens, where it was asked for."""
+    request, part = turn.request, turn.parts[place]
+    if not (request.echo or request.return_token_ids or request.prompt_logprobs is not None):
         return []
-    openings = []
-    for part, text in zip(turn.parts, request.prompts, strict=True):
-        echo = ""
-        if request.echo:
-            echo = text if isinstance(text, str) else decode(text)
-        token_ids = part.prompt.token_ids if request.return_token_ids else UNSET
-        openings += [
-            TextChoice(
-                index=choice.index, text=echo, finish_reason=None, prompt_token_ids=token_ids
-            )
-            for choice in part.choices
-        ]
-    return openings
+    token_ids = part.prompt.token_ids
+    found, writer = turn.prompt_logprobs.pop(part.id, None), turn.logprobs
+    lists: TextLogprobs | None = None
+    entries: PromptLogprobs | UnsetType = UNSET
+    if found is not None and writer is not None:
+        if request.echo and request.sampling.logprobs is not None:
+            lists = _prompt_lists(turn, place, found, writer)
+        if request.prompt_logprobs is not None:
+            entries = writer.prompt(token_ids, found, request.prompt_logprobs)
+    return [
+        TextChoice(
+            index=choice.index,
+            text=request.echoes[place] if request.echo else "",
+            logprobs=lists,
+            finish_reason=None,
+            prompt_token_ids=token_ids if request.return_token_ids else UNSET,
+            prompt_logprobs=entries,
+        )
+        for choice in part.choices
+    ]
+
+
+def _prompt_lists(
+    turn: CompletionTurn, place: int, found: Sequence[TokenLogprobs], writer: LogprobWriter
+) -> TextLogprobs:
+    """Returns the lists of an echoed prompt. The begin-of-sentence token that was put before a text
+    is in them, too, and begins where the text does."""
+    request = turn.request
+    first, *others = turn.parts[place].prompt.token_ids
+    top = request.sampling.logprobs
+    nothing = writer.entry(first, TokenLogprobs(0.0, []))
+    entries = [
+        writer.entry(token_id, TokenLogprobs(logprobs.logprob, logprobs.top[:top]))
+        for token_id, logprobs in zip(others, found, strict=True)
+    ]
+    added = len(bytes(nothing.bytes or ()).decode(errors="replace"))
+    before = added if request.bos and isinstance(request.prompts[place], str) else 0
+    lists = LogprobLists(as_ids=request.tokens_as_ids, characters=-before).of([nothing, *entries])
+    lists.token_logprobs[0] = lists.top_logprobs[0] = None
+    return lists
 
 
 def _text_choice(piece: ChunkChoice, lists: LogprobLists) -> TextChoice:
@@ -93,6 +144,7 @@ def _joined(pieces: Sequence[TextChoice]) -> TextChoice:
         stop_reason=last.stop_reason,
         token_ids=[token_id for some in token_ids for token_id in some] if token_ids else UNSET,
         prompt_token_ids=first.prompt_token_ids,
+        prompt_logprobs=first.prompt_logprobs,
     )
 
 
@@ -118,11 +170,12 @@ def _completion(turn: CompletionTurn, choices: list[TextChoice]) -> TextCompleti
 class LogprobLists:
     """Writes the log-probabilities of one choice, and keeps count of its characters."""
 
-    def __init__(self, *, as_ids: bool = False) -> None:
-        """as_ids: tokens are named by their ids, not by their bytes."""
+    def __init__(self, *, as_ids: bool = False, characters: int = 0) -> None:
+        """as_ids: tokens are named by their ids, not by their bytes. characters: those before the
+        first token; below 0 for a start that is not shown."""
         self._as_ids = as_ids
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._characters = 0
+        self._characters = characters
 
     def of(self, entries: Sequence[TokenLogprob]) -> TextLogprobs:
         """Returns the lists of the tokens that come next.
@@ -131,7 +184,7 @@ class LogprobLists:
         """
         offsets = []
         for entry in entries:
-            offsets.append(self._characters)
+            offsets.append(max(0, self._characters))
             self._characters += len(self._decoder.decode(bytes(entry.bytes or ())))
         return TextLogprobs(
             tokens=[self._name(entry) for entry in entries],

@@ -12,7 +12,7 @@ from api.backend import Backend
 from api.completions.response import chunks, completion
 from api.completions.schema import CompletionsRequest, TextCompletion
 from api.config import ServerConfig
-from api.exchange import JsonResponse, deadline_s_of, tenant_of, unless_disconnected
+from api.exchange import JsonResponse, deadline_s_of, priority_of, tenant_of, unless_disconnected
 from api.openapi import answers
 from api.protection.body import read_body
 from api.sse import EventStream
@@ -31,19 +31,22 @@ def add_completions(
         service = backend.require()
         body = await read_body(request, config.max_body_bytes)
         work = service.start_completion(
-            body, tenant=tenant_of(request), deadline_s=deadline_s_of(request)
+            body,
+            tenant=tenant_of(request),
+            deadline_s=deadline_s_of(request),
+            priority=priority_of(request, config),
         )
         turn = await unless_disconnected(request, work)
         headers = {"x-request-id": turn.id}
         if turn.request.stream:
             return EventStream(
                 turn,
-                lambda: chunks(turn, service.decode),
+                lambda: chunks(turn),
                 headers,
                 keep_alive_s=config.keep_alive_s,
             )
         async with turn:
-            answer = await unless_disconnected(request, completion(turn, service.decode))
+            answer = await unless_disconnected(request, completion(turn))
         return JsonResponse(answer, headers=headers)
 
     for path in PATHS:

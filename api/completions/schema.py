@@ -5,65 +5,30 @@ Source: OpenAI API reference, "Completions", and the vLLM extensions of it.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from api.grammar.formats import ResponseFormat, StructuredOutputs
-from api.response import Usage
-from api.schema import StreamOptions
+from api.fields import TextFields
+from api.response import PromptLogprobs, Usage
 
 # --- request ----------------------------------------------------------------------------------
 
 
-class CompletionsRequest(msgspec.Struct, frozen=True, kw_only=True):
+class CompletionsRequest(TextFields, frozen=True, kw_only=True):
     """Field names and types of `POST /v1/completions`."""
 
-    model: str
     prompt: str | list[str | int | list[int]]
     """A text, its token ids, or several of either kind: one kind per request."""
 
-    max_tokens: int | None = None
-    n: int | None = None
     best_of: int | None = None
     echo: bool | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    frequency_penalty: float | None = None
-    presence_penalty: float | None = None
-    seed: int | None = None
-    stop: str | list[str] | None = None
-    logit_bias: dict[str, float] | None = None
     logprobs: int | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
 
-    # DeepSeek
-    user_id: str | None = None
-    # vLLM, SGLang
-    top_k: int | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    min_tokens: int | None = None
-    stop_token_ids: list[int] | None = None
-    ignore_eos: bool | None = None
-    priority: int | None = None
-    cache_salt: str | None = None
-    allowed_token_ids: list[int] | None = None
-    bad_words: list[str] | None = None
-    response_format: ResponseFormat | None = None
-    structured_outputs: StructuredOutputs | None = None
-    guided_json: str | dict[str, Any] | None = None
-    guided_regex: str | None = None
-    guided_choice: list[str] | None = None
-    guided_grammar: str | None = None
-    regex: str | None = None
-    ebnf: str | None = None
+    # vLLM
     add_special_tokens: bool | None = None
     """Whether a text begins with the begin-of-sentence token; true when nothing is said."""
-    return_token_ids: bool | None = None
-    return_tokens_as_token_ids: bool | None = None
 
 
 HARMLESS = frozenset({"user"})
@@ -73,7 +38,6 @@ REFUSED = frozenset(
     {
         "include_stop_str_in_output",
         "prompt_embeds",
-        "prompt_logprobs",
         "suffix",
         "truncate_prompt_tokens",
         "use_beam_search",
@@ -91,8 +55,9 @@ class TextLogprobs(msgspec.Struct, frozen=True):
     """Four lists of one length. A token that is no text by itself is written `bytes:\\xe2\\x80`."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    """null: the first token of an echoed prompt has nothing before it."""
+    top_logprobs: list[dict[str, float] | None]
     """The most likely tokens, and the sampled one."""
     text_offset: list[int]
     """Where each token's text begins in `text`, in characters."""
@@ -111,6 +76,8 @@ class TextChoice(msgspec.Struct, frozen=True, kw_only=True):
     """Extension of vLLM: the sampled tokens, those that end included; in a chunk, the new ones."""
     prompt_token_ids: list[int] | UnsetType = UNSET
     """Extension of vLLM; of a stream in the first chunk of a choice."""
+    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
+    """Extension of vLLM; never streamed."""
 
 
 class TextCompletion(msgspec.Struct, frozen=True, kw_only=True):

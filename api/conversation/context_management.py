@@ -18,6 +18,8 @@ import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
+from math import inf
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -31,6 +33,8 @@ Strategy = Literal["discard_all", "discard_75", "summary"]
 
 DISCARDED_SHARE = (3, 4)
 """Of the complete steps, by `discard_75`; at least one."""
+MAX_SUMMARIES = 64
+"""In one turn: each is measured with the whole prompt that holds it."""
 SUMMARY_HEADING = "\n\nWhat was done so far, in summary:\n"
 """Between the user's message and the summary that continues it."""
 _NOBODY = Message("user", "")
@@ -46,6 +50,11 @@ class ContextManagement(msgspec.Struct, frozen=True):
     """How often in one turn; then the prompt grows until the window ends it."""
     reserved_tokens: int = 0
     """Room for the answer, counted as if it were prompt."""
+
+    @property
+    def most_resets(self) -> float:
+        most = inf if self.max_resets is None else self.max_resets
+        return min(most, MAX_SUMMARIES) if self.strategy == "summary" else most
 
     def check(self, max_model_len: int) -> None:
         """Changes nothing; raises ApiError(400) naming the value out of range."""
@@ -105,6 +114,7 @@ class PromptSizes:
     ) -> None:
         self._encoder, self._tools, self._thinking = encoder, tools, thinking
         self._response_schema = response_schema
+        self._without_step = len(encoder.encode([_NOBODY], thinking=thinking).token_ids)
 
     def prompt(self, messages: Sequence[Message]) -> int:
         """Returns the length of the prompt these messages make."""
@@ -119,11 +129,8 @@ class PromptSizes:
     def step(self, messages: Sequence[Message]) -> int:
         """Returns what a step adds to a prompt: control tokens stand at its borders."""
         history = normalise_history([_NOBODY, *messages])
-        without, with_it = (
-            len(self._encoder.encode(part, thinking=self._thinking).token_ids)
-            for part in ([_NOBODY], history)
-        )
-        return with_it - without
+        with_it = len(self._encoder.encode(history, thinking=self._thinking).token_ids)
+        return with_it - self._without_step
 
 
 class Summaries:
@@ -180,13 +187,15 @@ def manage(
     question = protected[-1]
     steps = _steps(running)
     unfinished = steps.pop() if running and running[-1].role == "assistant" else []
-    step_tokens = [sizes.step(step) for step in steps]
+    tokens_before = [0, *accumulate(map(sizes.step, steps))]
     base_tokens = sizes.prompt(protected)
     applied: list[Applied] = []
     first = 0
     for end in range(1, len(steps) + 1):
-        while base_tokens + sum(step_tokens[first:end]) > limit_tokens and first < end:
-            if rule.max_resets is not None and len(applied) >= rule.max_resets:
+        while (
+            first < end and base_tokens + tokens_before[end] - tokens_before[first] > limit_tokens
+        ):
+            if len(applied) >= rule.most_resets:
                 break
             count = end - first
             if rule.strategy == "discard_75":
@@ -202,7 +211,7 @@ def manage(
                 content = question.content + SUMMARY_HEADING + text
                 protected[-1] = msgspec.structs.replace(question, content=content)
                 base_tokens = sizes.prompt(protected)
-            removed_tokens = sum(step_tokens[first : first + count])
+            removed_tokens = tokens_before[first + count] - tokens_before[first]
             shown = UNSET if text is None else text
             applied.append(Applied(rule.strategy, count, removed_tokens, shown))
             first += count

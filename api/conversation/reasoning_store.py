@@ -159,10 +159,14 @@ def digest_of_rest(content: str, calls: Sequence[ToolCall]) -> bytes:
     """Returns the digest of what a message says besides reasoning.
 
     Calls count by what they mean: the order of keys, spaces and the spelling of numbers do not.
-    Raises ValueError for arguments that are not a JSON object.
+    Raises ValueError for arguments that are not a JSON object, or are nested too deeply to be
+    compared.
     """
-    said = [(call.id, call.name, _plain(parse_arguments(call.arguments))) for call in calls]
-    return _digest(json.dumps([content.strip(), said], sort_keys=True))
+    try:
+        said = [(call.id, call.name, _plain(parse_arguments(call.arguments))) for call in calls]
+        return _digest(json.dumps([content.strip(), said], sort_keys=True))
+    except RecursionError as error:
+        raise ValueError("the arguments are nested too deeply") from error
 
 
 def _plain(value: Any) -> Any:

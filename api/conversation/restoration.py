@@ -113,7 +113,7 @@ def restore(
 
 def _written(message: Message, turn: StoredTurn, running: bool, *, restores: bool) -> Written:
     """Which of the turn's tokens stand for the message."""
-    same_rest = digest_of_rest(message.content, message.tool_calls) == turn.rest
+    same_rest = _digest_of_rest(message.content, message.tool_calls) == turn.rest
     same_reasoning = restores or digest_of_text(message.reasoning or "") == turn.reasoning
     reasoning, rest = turn.written.reasoning, turn.written.rest if same_rest else None
     if reasoning == ():
@@ -142,7 +142,8 @@ def remember(
         for call in said.tool_calls or ()
     ]
     written = written_turn(encoder, token_ids, in_reasoning)
-    if not calls or written == Written():
+    rest = _digest_of_rest(said.content or "", calls)
+    if not calls or rest is None or written == Written():
         return
     reasoning = said.reasoning_content if isinstance(said.reasoning_content, str) else ""
     store.put(
@@ -151,7 +152,15 @@ def remember(
         StoredTurn(
             written,
             digest_of_text(reasoning),
-            digest_of_rest(said.content or "", calls),
+            rest,
             reasoning_tokens,
         ),
     )
+
+
+def _digest_of_rest(content: str, calls: Sequence[ToolCall]) -> bytes | None:
+    """Returns the digest, None of what cannot be compared; such a turn is rendered as it is."""
+    try:
+        return digest_of_rest(content, calls)
+    except ValueError:
+        return None

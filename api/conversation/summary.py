@@ -8,7 +8,7 @@ from typing import Any
 from api.admission import Door
 from api.chat.encoding import Encoder
 from api.chat.messages import Message, normalise_history
-from api.errors import ApiError, invalid
+from api.errors import ApiError, engine_is_dead, invalid
 from engine.client import EngineClient, EngineDead, EngineRefused
 from engine.messages import Sampling, Submit
 from scheduler.admission import Sizes
@@ -91,8 +91,6 @@ class Summariser:
                 error.status, error.message, code=error.code, retry_after=error.retry_after
             ) from error
         except EngineDead as error:
-            raise ApiError(
-                503, f"The engine died: {error}", code="engine_dead", retry_after=30
-            ) from error
+            raise engine_is_dead(error) from error
         text = encoder.tokenizer.decode(token_ids, skip_special_tokens=True).strip()
         return text, len(prompt.token_ids) + len(token_ids)

@@ -23,7 +23,7 @@ from typing import Any
 import msgspec
 from llguidance import LLMatcher, LLParserLimits, grammar_from, regex_to_lark
 
-from api.errors import ApiError, invalid
+from api.errors import ApiError, invalid, unsupported
 from api.grammar.calls import CallGrammar
 from api.grammar.formats import AnswerFormat
 from api.grammar.schema import SchemaError, check_limits, sealed, with_options
@@ -45,16 +45,23 @@ class AnswerDemand(msgspec.Struct, frozen=True):
     format: AnswerFormat | None = None
 
     @classmethod
-    def of(cls, calls: CallDemand | None, format_: AnswerFormat | None) -> AnswerDemand | None:
+    def of(
+        cls, calls: CallDemand | None, format_: AnswerFormat | None, *, continues: bool = False
+    ) -> AnswerDemand | None:
         """Returns what is demanded, None when the model may answer as it likes.
 
         calls: None when there may be none. A required call leaves nothing to say of a text.
+        continues: the answer has begun already; then nothing can be demanded: ApiError(400).
         """
+        demand = None
         if calls is not None and calls.required:
-            return cls(calls)
-        if format_ is not None or (calls is not None and calls.restricted):
-            return cls(calls, format_)
-        return None
+            demand = cls(calls)
+        elif format_ is not None or (calls is not None and calls.restricted):
+            demand = cls(calls, format_)
+        if demand is not None and continues:
+            param = demand.format.param if demand.format is not None else "tool_choice"
+            raise unsupported(param, "Constraining an answer that continues a message")
+        return demand
 
 
 class Grammars:

@@ -1,4 +1,7 @@
-"""The engine's last snapshot as gauges and counters; read at a scrape, so it costs nothing else."""
+"""The engine's last snapshot as gauges and counters; read at a scrape, so it costs nothing else.
+
+Gauges hold while the engine lives; what it counted was counted, whatever becomes of it.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +12,24 @@ from api.version import version
 from engine.client import EngineClient
 from engine.messages import Ready, Snapshot
 
+State = dict[Metric, dict[Labels, float]]
+"""Metric -> label values -> number."""
 
-def engine_state(engine: EngineClient, now_s: float) -> dict[Metric, dict[Labels, float]]:
-    """Returns metric -> label values -> number. now_s: by the event loop's clock."""
+
+def engine_state(engine: EngineClient) -> State:
+    """Returns how an engine is: all its gauges but the age of the snapshot."""
     state = _constants(engine.ready)
     if engine.snapshot is not None:
-        state |= _snapshot(engine.snapshot)
-        state[names.SNAPSHOT_AGE] = {(): now_s - engine.heard_s}
+        state |= _gauges(engine.snapshot)
     return state
 
 
-def _constants(ready: Ready) -> dict[Metric, dict[Labels, float]]:
+def engine_counters(engine: EngineClient) -> State:
+    """Returns what an engine has counted since it was started."""
+    return {} if engine.snapshot is None else _counters(engine.snapshot)
+
+
+def _constants(ready: Ready) -> State:
     info = (
         version(),
         ready.model_type,
@@ -33,7 +43,7 @@ def _constants(ready: Ready) -> dict[Metric, dict[Labels, float]]:
     return {names.ENGINE_INFO: {info: 1.0}, names.MEMORY: memory}
 
 
-def _snapshot(snapshot: Snapshot) -> dict[Metric, dict[Labels, float]]:
+def _gauges(snapshot: Snapshot) -> State:
     pages: dict[Labels, float] = {
         ("live",): snapshot.live_pages,
         ("free",): snapshot.free_pages,
@@ -46,11 +56,16 @@ def _snapshot(snapshot: Snapshot) -> dict[Metric, dict[Labels, float]]:
         names.DRAIN_RATE: {(): snapshot.drain_tokens_per_s},
         names.PAGES: pages,
         names.PAGE_USAGE: {(): snapshot.live_pages / snapshot.total_pages},
+        names.PRE_WARMS: {(): snapshot.pre_warms},
+    }
+
+
+def _counters(snapshot: Snapshot) -> State:
+    return {
         names.PREEMPTIONS: {(): snapshot.preemptions},
         names.EVICTED: {(state,): count for state, count in snapshot.evictions.items()},
         names.PRE_WARMED: {(): snapshot.pre_warmed_tokens},
         names.PRE_WARM_HITS: {(): snapshot.pre_warm_hit_tokens},
-        names.PRE_WARMS: {(): snapshot.pre_warms},
         names.ENDED_REASONING: {
             ("kept",): snapshot.kept_reasoning_tokens,
             ("dropped",): snapshot.dropped_reasoning_tokens,

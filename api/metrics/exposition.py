@@ -23,6 +23,7 @@ from api.metrics.metrics import Metrics
 from api.metrics.vllm import vllm_families
 
 PATH = "/metrics"
+CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
 
 class Exposition:
@@ -54,7 +55,7 @@ class Exposition:
 
     async def answer(self, request: Request) -> Response:
         """The endpoint."""
-        return Response(await self.text(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+        return Response(await self.text(), media_type=CONTENT_TYPE)
 
     def app(self) -> Starlette:
         """Returns an application of nothing else, for a port of its own."""

@@ -9,7 +9,7 @@ from prometheus_client.metrics_core import Metric as Family
 
 from api.metrics import names
 from api.metrics.cost import Costs
-from api.metrics.engine_state import engine_state
+from api.metrics.engine_state import State, engine_counters, engine_state
 from api.metrics.http import HttpCounts
 from api.metrics.requests import RequestCounts
 from api.metrics.steps import StepCounts
@@ -30,8 +30,11 @@ class Metrics:
         self.requests = RequestCounts(self.values)
         self.http = HttpCounts(self.values)
         self._scrape_seconds = self.values.number(names.SCRAPE_SECONDS)
+        self._restarts = self.values.number(names.ENGINE_RESTARTS)
         self._draining = draining
         self._engine: EngineClient | None = None
+        self._before: State = {}
+        """What engines that are gone had counted."""
         self._costs: Costs | None = None
         self._inter_token_target_s = 0.0
 
@@ -43,7 +46,13 @@ class Metrics:
         inter_token_target_s: float,
         usage_cost: bool = False,
     ) -> None:
-        """Counts the engine's steps from now on. usage_cost: requests are told what they cost."""
+        """Counts the engine's steps from now on, in place of another's if there was one.
+
+        usage_cost: requests are told what they cost.
+        """
+        if self._engine is not None:
+            self._before = self._counted_by_engines()
+            self._restarts.add()
         self._engine, self._costs = engine, costs
         self._inter_token_target_s = inter_token_target_s
         self.requests.costs = costs if usage_cost else None
@@ -55,23 +64,39 @@ class Metrics:
             yield number_family(metric, series, self.base)
         yield from counted_families(self.values, self.base)
 
-    def state(self) -> dict[names.Metric, dict[Labels, float]]:
+    def state(self) -> State:
         """Returns what is not counted but read: queue, pages, prices."""
         engine, costs = self._engine, self._costs
         alive = engine is not None and engine.alive
-        state: dict[names.Metric, dict[Labels, float]] = {
+        state: State = {
             names.ENGINE_UP: {(): float(alive)},
             names.READY: {(): float(alive and not self._draining())},
             names.DRAINING: {(): float(self._draining())},
         }
         if engine is not None:
-            state |= engine_state(engine, asyncio.get_running_loop().time())
+            now_s = asyncio.get_running_loop().time()
+            if alive:
+                state |= engine_state(engine)
+            state |= self._counted_by_engines()
+            if engine.snapshot is not None:
+                state[names.SNAPSHOT_AGE] = {(): now_s - engine.heard_s}
             state[names.INTER_TOKEN_TARGET] = {(): self._inter_token_target_s}
         if costs is not None:
             state[names.PRICE] = {(): costs.usd_per_hour}
             state[names.EXPECTED_PRICE] = dict(costs.curve)
             state[names.COST_MODEL] = {(costs.model.preset, costs.machine): 1.0}
         return state
+
+    def _counted_by_engines(self) -> State:
+        """A new engine counts from 0; the server's counters must not go back."""
+        counted = dict(self._before)
+        if self._engine is not None:
+            for metric, series in engine_counters(self._engine).items():
+                before = counted.get(metric, {})
+                counted[metric] = before | {
+                    labels: before.get(labels, 0.0) + value for labels, value in series.items()
+                }
+        return counted
 
     def scraped(self, seconds: float) -> None:
         """Takes down what the last scrape took."""

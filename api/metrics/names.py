@@ -92,6 +92,9 @@ def _metric(
 
 # The engine's state, as its last snapshot has it.
 ENGINE_UP = _metric("engine_up", "gauge", "1 while the engine answers, else 0.")
+ENGINE_RESTARTS = _metric(
+    "engine_restarts_total", "counter", "Engines that took the place of one that died."
+)
 READY = _metric("ready", "gauge", "1 while new requests should be sent here, else 0.")
 DRAINING = _metric("draining", "gauge", "1 from a signal to stop until the end, else 0.")
 ENGINE_INFO = _metric(

@@ -2,6 +2,7 @@
 
 sk-abc                                          # one key per line
 sk-def requests=4 tokens_per_minute=60000       # with limits of its own
+sk-ghi priority=10                              # whose requests run after those of the others
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import msgspec
 
+from api.protection.priority import HIGHEST, LOWEST
 from engine.client import ConfigError
 
 logger = logging.getLogger("winnow.api")
@@ -33,12 +35,16 @@ class KeyLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Requests in flight."""
     tokens_per_minute: int | None = None
     """Prompt and answer together."""
+    priority: int = 0
+    """Of requests that name none, and the first that any may name; lower runs first."""
 
     def __post_init__(self) -> None:
-        for name in self.__struct_fields__:
+        for name in ("requests", "tokens_per_minute"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
+        if not LOWEST <= self.priority <= HIGHEST:
+            raise ValueError(f"priority is {self.priority}; it must be in [{LOWEST}, {HIGHEST}]")
 
 
 class Key(msgspec.Struct, frozen=True):

@@ -102,6 +102,7 @@ def key_check(keys: KeyFile, usage: Usage) -> Callable[[Request], AsyncIterator[
             )
         usage.enter(key.tenant, key.limits)
         request.state.tenant = key.tenant
+        request.state.priority = key.limits.priority
         # The task that answers this request, and those it starts, see it; no other does.
         _charge.set(lambda tokens: usage.charge(key.tenant, tokens, key.limits))
         try:

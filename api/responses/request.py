@@ -8,15 +8,10 @@ from typing import Any
 
 import msgspec
 
-from api.chat_request import (
-    ChatRequest,
-    ModelFacts,
-    chat_request_of,
-    read_fields,
-    refuse_unhonoured,
-    warn_of_unknown,
-)
+from api.chat_request import ChatRequest, chat_request_of
 from api.errors import from_validation, invalid, unsupported
+from api.facts import ModelFacts
+from api.generation_request import read_fields, refuse_unhonoured, warn_of_unknown
 from api.responses.history import read_input
 from api.responses.schema import (
     HARMLESS,
@@ -63,6 +58,8 @@ def read_responses_request(body: bytes, facts: ModelFacts) -> ResponseRequest:
         raise unsupported("truncation", "Dropping items from a long input (auto)")
     if request.reasoning is not None and request.reasoning.context == "all_turns":
         raise unsupported("reasoning.context", "Reasoning of turns that are over (all_turns)")
+    if isinstance(request.context_management, list):
+        raise unsupported("context_management", "context_management as a list (compaction)")
     for index, name in enumerate(request.include or ()):
         if name not in INCLUDABLE:
             raise invalid(f"{name!r} cannot be included.", f"include[{index}]")

@@ -39,7 +39,10 @@ class ResponseTurn:
         self._turn = turn
         (choice,) = turn.choices
         self._items = Items(turn.id.partition("_")[2], choice)
-        self._start = _started(turn.id, turn.created_s, turn.request)
+        self._start = msgspec.structs.replace(
+            _started(turn.id, turn.created_s, turn.request),
+            context_management=turn.context_report,
+        )
         self._next_number = 0
 
     async def events(self) -> AsyncGenerator[Event, None]:
@@ -82,7 +85,10 @@ class ResponseTurn:
             output=self._items.done,
             usage=ResponseUsage(
                 input_tokens=usage.prompt_tokens,
-                input_tokens_details=InputTokensDetails(usage.prompt_tokens_details.cached_tokens),
+                input_tokens_details=InputTokensDetails(
+                    usage.prompt_tokens_details.cached_tokens,
+                    restored_reasoning_tokens=usage.prompt_tokens_details.restored_reasoning_tokens,
+                ),
                 output_tokens=usage.completion_tokens,
                 output_tokens_details=OutputTokensDetails(
                     usage.completion_tokens_details.reasoning_tokens

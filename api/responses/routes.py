@@ -11,7 +11,7 @@ from starlette.responses import Response
 from api.backend import Backend
 from api.config import ServerConfig
 from api.errors import ApiError
-from api.exchange import JsonResponse, deadline_s_of, tenant_of, unless_disconnected
+from api.exchange import JsonResponse, deadline_s_of, priority_of, tenant_of, unless_disconnected
 from api.openapi import answers
 from api.protection.body import read_body
 from api.responses import schema
@@ -38,6 +38,7 @@ def add_responses(
             id_prefix="resp_",
             tenant=tenant_of(request),
             deadline_s=deadline_s_of(request),
+            priority=priority_of(request, config),
         )
         try:
             turn = await unless_disconnected(request, work)

@@ -12,10 +12,12 @@ from typing import Any, Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from api.conversation.context_management import ContextManagement, ContextReport
 from api.conversation.restoration import MissingReasoning
 from api.conversation.simulated_tools import ThinkingRetention
+from api.fields import GenerationFields
 from api.response import TokenLogprob
-from api.schema import ReasoningEffort, TemplateOptions, Thinking
+from api.schema import ChatCompletionRequest, ReasoningEffort, TemplateOptions, Thinking
 
 # --- request ----------------------------------------------------------------------------------
 
@@ -70,18 +72,14 @@ class ReasoningConfig(msgspec.Struct, frozen=True):
     context: Literal["auto", "current_turn", "all_turns"] | None = None
 
 
-class ResponsesRequest(msgspec.Struct, frozen=True, kw_only=True):
+class ResponsesRequest(GenerationFields, frozen=True, kw_only=True):
     """Field names and types of `POST /v1/responses`."""
 
-    model: str
     input: str | list[ItemParam]
     instructions: str | None = None
     max_output_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
     top_logprobs: int | None = None
     include: list[str] | None = None
-    stream: bool | None = None
 
     tools: list[dict[str, Any]] | None = None
     """Functions, in the flat form: type, name, description, parameters, strict."""
@@ -97,43 +95,20 @@ class ResponsesRequest(msgspec.Struct, frozen=True, kw_only=True):
     # the extensions of chat completions
     thinking: Thinking | None = None
     chat_template_kwargs: TemplateOptions | None = None
-    user_id: str | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    seed: int | None = None
-    stop: str | list[str] | None = None
-    priority: int | None = None
-    cache_salt: str | None = None
     thinking_token_budget: int | None = None
     missing_reasoning: MissingReasoning | None = None
     thinking_retention: ThinkingRetention | None = None
     retention_marker: str | list[str] | None = None
+    context_management: ContextManagement | list[Any] | None = None
+    """Winnow's, an object; OpenAI's own is a list, and asks for what this server does not do."""
     lenient_tool_calls: bool | None = None
 
 
-SAME = (
-    "model",
-    "stream",
-    "temperature",
-    "top_p",
-    "parallel_tool_calls",
-    "thinking",
-    "chat_template_kwargs",
-    "user_id",
-    "top_k",
-    "min_p",
-    "repetition_penalty",
-    "seed",
-    "stop",
-    "priority",
-    "cache_salt",
-    "thinking_token_budget",
-    "missing_reasoning",
-    "thinking_retention",
-    "retention_marker",
-    "lenient_tool_calls",
-)
+KNOWN = frozenset(ResponsesRequest.__struct_fields__)
+
+TRANSLATED = frozenset({"tools", "tool_choice", "top_logprobs"})
+"""Fields that have the name of another in a chat completion, and another form."""
+SAME = KNOWN.intersection(ChatCompletionRequest.__struct_fields__) - TRANSLATED
 """Fields that mean the same in a chat completion."""
 
 INCLUDED_LOGPROBS = "message.output_text.logprobs"
@@ -170,7 +145,6 @@ HARMLESS = frozenset(
 REFUSED = frozenset(
     {
         "background",
-        "context_management",
         "conversation",
         "image",
         "previous_response_id",
@@ -178,8 +152,6 @@ REFUSED = frozenset(
     }
 )
 """Known, would change the answer, not honoured: 400 unless null, false or empty."""
-
-KNOWN = frozenset(ResponsesRequest.__struct_fields__)
 
 
 # --- answer -----------------------------------------------------------------------------------
@@ -231,6 +203,8 @@ class InputTokensDetails(msgspec.Struct, frozen=True):
     cached_tokens: int
     cache_write_tokens: int = 0
     """Nothing is billed for keeping a prefix."""
+    restored_reasoning_tokens: int | UnsetType = UNSET
+    """Extension: reasoning of the running turn that the client did not send back; if any."""
 
 
 class OutputTokensDetails(msgspec.Struct, frozen=True):
@@ -283,3 +257,5 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
     previous_response_id: None = None
     background: Literal[False] = False
     store: Literal[False] = False
+    context_management: ContextReport | UnsetType = UNSET
+    """Extension: what of the tool loop the model no longer sees, if that was asked for."""

@@ -132,11 +132,18 @@ def make() -> Dashboard:
                         width=6,
                     ),
                     lines(
+                        "Engines started anew",
+                        "Within the hour, in place of one that died or was silent for too long.",
+                        [Query(f"increase({read(names.ENGINE_RESTARTS)}[1h])", "{{instance}}")],
+                        "none",
+                        width=6,
+                    ),
+                    lines(
                         "Scrape",
                         "What writing these metrics takes; others are served in between.",
                         [Query(read(names.SCRAPE_SECONDS), "{{instance}}")],
                         "s",
-                        width=12,
+                        width=6,
                     ),
                     lines(
                         "Ready",

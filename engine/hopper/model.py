@@ -96,6 +96,11 @@ class HopperDeepseekV32:
 
     def forward(self, batch: Batch, cache: PagedCache, probe: Probe | None = None) -> Tensor:
         """Returns logits [S, vocab] float32 of the batch's sampled tokens; fills the cache."""
+        return self.logits(self.hidden(batch, cache, probe))
+
+    def hidden(self, batch: Batch, cache: PagedCache, probe: Probe | None = None) -> Tensor:
+        """Returns what the head reads [S, hidden] bfloat16 of the batch's sampled tokens; fills the
+        cache."""
         rope = rope_table(self.inv_freq, batch.positions)
         groups = [StepGroup.of(group, rope) for group in batch.groups]
         padding = (batch.slots < 0)[:, None] if batch.padded else None
@@ -105,7 +110,11 @@ class HopperDeepseekV32:
         x = x[batch.sampled]
         if total is not None:
             x = x + total[batch.sampled]
-        return self.head(rms_norm(x, self.norm, self.config.rms_norm_eps))
+        return rms_norm(x, self.norm, self.config.rms_norm_eps)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Returns logits [S, vocab] float32 of hidden [S, hidden] bfloat16."""
+        return self.head(hidden)
 
 
 class Head:

@@ -15,7 +15,7 @@ from engine.hopper.attention import SCORING
 from engine.hopper.graphs import Bucket, DecodeGraphs, padded
 from engine.hopper.staging import StagedPageTable, Staging
 from engine.model import Network
-from engine.runner import Runner
+from engine.runner import Runner, wanted_logits
 from scheduler.plan import Row
 
 ALIGNED = 2
@@ -42,9 +42,10 @@ class HopperRunner(Runner):
         super().__init__(model, cache, eos_token_ids=eos_token_ids)
         pages = -(-max_model_len // PAGE_TOKENS)
         self.page_table = self._table = StagedPageTable(max_num_seqs, pages, self.device)
-        # A token has three integers, a row up to four more, and every page may be new.
+        # A token has three integers, four where its logits are wanted, a row up to four more, and
+        # every page may be new.
         tokens = max(max_num_batched_tokens, max_num_seqs)
-        columns = 3 * tokens + 4 * max_num_seqs + 7 * ALIGNED
+        columns = 4 * tokens + 4 * max_num_seqs + 7 * ALIGNED
         capacity = columns + 2 * self._table.table.numel()
         self._staging = Staging(self.device, capacity)
         self.graphs: DecodeGraphs | None = None
@@ -81,7 +82,11 @@ class HopperRunner(Runner):
         flat = self._flat(ordered)
         # Logits are wanted in the order of the plan.
         last = dict(zip((i for group in groups for i in group), _ends(ordered), strict=True))
-        sampled = [last[i] for i, row in enumerate(rows) if row.sample == "last"]
+        sampled = [
+            place
+            for i, row in enumerate(rows)
+            for place in range(last[i] + 1 - wanted_logits(row), last[i] + 1)
+        ]
         integers, spans = side_by_side(
             flat.token_ids,
             flat.positions,

@@ -66,10 +66,24 @@ class ScriptedGeneration:
                     self._finished += 1
                 logprobs = [TokenLogprobs(-0.5, [(token, -0.5)]) for token in news]
                 wanted = submit.sampling.logprobs is not None
-                yield [
-                    Output(submit.id, choice, news, logprobs if wanted else None, finish)  # type: ignore[arg-type]
-                ]
+                output = Output(submit.id, choice, news, logprobs if wanted else None, finish)  # type: ignore[arg-type]
+                scored = submit.sampling.prompt_logprobs
+                if scored is not None and choice == 0 and start == 0:
+                    output = msgspec.structs.replace(
+                        output, prompt_logprobs=prompt_scores(submit.token_ids, scored)
+                    )
+                yield [output]
             start += engine.step_tokens
+
+
+def prompt_scores(token_ids: list[int], top: int) -> list[TokenLogprobs]:
+    """What the scripted model says of a prompt: the n-th token is the (n + 1)-th most likely, and
+    tokens 0, 1, ... are those most likely."""
+    best = [(place, -0.25 * (place + 1)) for place in range(top)]
+    return [
+        TokenLogprobs(-1.0 * place, best, place + 1)
+        for place, _ in enumerate(token_ids[1:], start=1)
+    ]
 
 
 class ScriptedEngine:

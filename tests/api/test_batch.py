@@ -116,3 +116,37 @@ def test_the_command_answers_a_file(random_model: Path, tmp_path: Path) -> None:
 def test_the_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert winnow.main(["batch", str(tmp_path / "missing"), str(tmp_path / "out")]) == 1
     assert "missing" in capsys.readouterr().err
+
+
+def test_lines_ask_every_route_that_generates(scripted: Scripted) -> None:
+    user = [{"role": "user", "content": "Hi"}]
+    requests = {
+        "/v1/chat/completions": {"messages": user},
+        "/v1/completions": {"prompt": ["a", "b"], "echo": True},
+        "/v1/responses": {"input": "Hi"},
+        "/v1/messages": {"messages": user, "max_tokens": 50},
+    }
+
+    def of(url: str, custom_id: str, **fields: Any) -> bytes:
+        body = {"model": MODEL, **requests[url], **fields}
+        return msgspec.json.encode(
+            {"custom_id": custom_id, "method": "POST", "url": url, "body": body}
+        )
+
+    lines = [of(url, url) for url in requests]
+    lines += [of(url, f"bad {url}", temperature=9, max_tokens=50) for url in requests]
+    counts, results, _ = run(scripted, lines)
+    assert (counts.completed, counts.failed) == (4, 4)
+    found = {result["custom_id"]: result["response"] for result in results}
+    bodies = {url: found[url]["body"] for url in requests}
+    assert bodies["/v1/chat/completions"]["object"] == "chat.completion"
+    texts = [choice["text"] for choice in bodies["/v1/completions"]["choices"]]
+    assert texts == ["aHello!", "bHello!"]
+    assert bodies["/v1/responses"]["output"][0]["content"][0]["text"] == "Hello!"
+    assert bodies["/v1/messages"]["content"] == [{"type": "text", "text": "Hello!"}]
+    for url in requests:
+        assert found[url]["request_id"] == bodies[url]["id"]
+        refused = found[f"bad {url}"]
+        assert refused["status_code"] == 400 and "temperature" in str(refused["body"])
+    assert found["bad /v1/messages"]["body"]["type"] == "error"
+    assert scripted.engine.open == 0

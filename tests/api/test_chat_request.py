@@ -9,8 +9,9 @@ import pytest
 
 from api.chat.encoding import Encoder
 from api.chat.messages import Message, ToolCall
-from api.chat_request import ChatRequest, ModelFacts, read_chat_request
+from api.chat_request import ChatRequest, read_chat_request
 from api.errors import ApiError
+from api.facts import ModelFacts
 from engine.client import GenerationDefaults
 from tests.api.scripted_engine import MODEL, body
 

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 import winnow
-from api.cli import listen, model_name, start_up_table
+from api.checkpoint import model_name
+from api.listening import listen
+from api.serving import start_up_table
 from engine.client import ConfigError
 from engine.messages import Ready
 from tests.api.server_process import ROOT

@@ -16,7 +16,8 @@ MESSAGE = {"role": "user", "content": "Hi"}
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({}, "messages"),
+        ({}, "model"),
+        ({"model": "m"}, "messages"),
         ({"messages": [MESSAGE]}, "model"),
         ({"messages": "Hi", "model": "m"}, "messages"),
         ({"messages": [{"role": "user", "content": 1}], "model": "m"}, "messages[0].content"),

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
+from typing import Any
+
+import pytest
 
 from api.chat.detokenizer import TokenBytes
 from api.chat.encoding import Encoder
-from api.logprobs import FLOOR, LogprobWriter
+from api.errors import ApiError
+from api.logprobs import FLOOR, MAX_PROMPT_ENTRIES, LogprobWriter, check_prompt_entries
+from api.response import PromptLogprob
 from engine.messages import TokenLogprobs
+from tests.api.scripted_engine import Scripted, body
 
 
 def test_entries(encoder: Encoder) -> None:
@@ -34,3 +41,44 @@ def test_tokens_can_be_named_by_their_ids(encoder: Encoder) -> None:
     entry = writer.entry(first, TokenLogprobs(-1.5, [(second, -0.5)]))
     assert (entry.token, entry.bytes) == (f"token_id:{first}", [0xC3])
     assert entry.top_logprobs[0].token == f"token_id:{second}"
+
+
+def test_entries_of_a_prompt(encoder: Encoder) -> None:
+    writer = LogprobWriter(TokenBytes(encoder.tokenizer))
+    a, b, c = encoder.encode_text("abc")
+    found = [
+        TokenLogprobs(-3.0, [(c, -0.1), (a, -0.2), (b, -9.0)], 17),
+        TokenLogprobs(-0.1, [(c, -0.1), (a, -math.inf)], 1),
+    ]
+    first, second, third = writer.prompt([a, b, c], found, 2)
+    assert first is None and second is not None and third is not None
+    assert list(second) == [str(b), str(c), str(a)]
+    assert second[str(b)] == PromptLogprob(-3.0, 17, "b")
+    assert second[str(a)] == PromptLogprob(-0.2, 2, "a")
+    assert third == {str(c): PromptLogprob(-0.1, 1, "c"), str(a): PromptLogprob(FLOOR, 2, "a")}
+
+
+def test_a_chat_completion_carries_those_of_its_prompt(scripted: Scripted) -> None:
+    answer = asyncio.run(scripted.complete(prompt_logprobs=1, return_token_ids=True, n=2))
+    entries, ids = answer["prompt_logprobs"], answer["prompt_token_ids"]
+    assert len(entries) == len(ids) and entries[0] is None
+    for place, (token, entry) in enumerate(zip(ids[1:], entries[1:], strict=True), 1):
+        assert entry[str(token)]["logprob"] == -1.0 * place and entry["0"]["rank"] == 1
+    assert "prompt_logprobs" not in asyncio.run(scripted.complete())
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"prompt_logprobs": 21}, {"prompt_logprobs": -1}, {"prompt_logprobs": 0, "stream": True}],
+)
+def test_prompt_logprobs_are_refused_by_name(scripted: Scripted, fields: Any) -> None:
+    with pytest.raises(ApiError) as caught:
+        asyncio.run(scripted.service.start(body(**fields)))
+    assert (caught.value.status, caught.value.param) == (400, "prompt_logprobs")
+
+
+def test_the_entries_of_an_answer_are_bounded() -> None:
+    check_prompt_entries(MAX_PROMPT_ENTRIES // 4, 3, "prompt_logprobs")
+    with pytest.raises(ApiError) as caught:
+        check_prompt_entries(MAX_PROMPT_ENTRIES // 4 + 1, 3, "prompt_logprobs")
+    assert caught.value.param == "prompt_logprobs"

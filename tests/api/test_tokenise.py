@@ -150,10 +150,51 @@ def test_a_long_text_does_not_hold_up_the_loop(scripted: Scripted) -> None:
             assert (await client.request(*request, **more)).status_code == 200
             order.append(name)
 
-        long = {"prompt": "word " * 200_000}
+        long = {"prompt": "word " * 20_000}
         await asyncio.gather(
             ask("long", "POST", "/tokenize", json=long), ask("probe", "GET", "/version")
         )
         return order
 
     assert http(scripted.backend, run) == ["probe", "long"]
+
+
+def test_what_no_window_holds_is_refused_unread(scripted: Scripted) -> None:
+    window = scripted.service.facts.max_model_len
+    for ask, fields in (
+        (tokenise, {"prompt": "a" * 10**6}),
+        (tokenise, {"messages": [{"role": "user", "content": "a" * 10**6}]}),
+        (detokenise, {"tokens": [5] * (window + 1)}),
+    ):
+        with pytest.raises(ApiError) as caught:
+            ask(scripted.service, msgspec.json.encode(fields))  # type: ignore[operator]
+        assert caught.value.code == "context_length_exceeded"
+    assert text(scripted, [65] * window)
+    # A prompt longer than the window can still be counted.
+    assert tokens(scripted, prompt="a" * (window + 1)).count == window + 2
+
+
+def test_a_conversation_is_its_senders(scripted: Scripted) -> None:
+    """Reasoning that was lost is restored for the key that it was given to, and counted."""
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+    fields: Any = {"thinking": {"type": "enabled"}, "tools": tools}
+    scripted.replies = [
+        'hm</think>\n\n<｜DSML｜function_calls>\n<｜DSML｜invoke name="f">\n'
+        "\n</｜DSML｜invoke>\n</｜DSML｜function_calls>"
+    ]
+
+    async def call() -> Any:
+        turn = await scripted.service.start(body(**fields), tenant="key")
+        async with turn:
+            return msgspec.to_builtins(await turn.completion())
+
+    said = asyncio.run(call())["choices"][0]["message"]
+    del said["reasoning_content"]
+    (called,) = said["tool_calls"]
+    messages = [*USER, said, {"role": "tool", "tool_call_id": called["id"], "content": "x"}]
+    lost = msgspec.json.encode({"messages": messages, **fields})
+    own, others = (tokenise(scripted.service, lost, tenant).tokens for tenant in ("key", "other"))
+    assert "<think>hm</think>" in text(scripted, own)
+    assert "<think></think>" in text(scripted, others)
+    empty = msgspec.json.encode({"messages": messages, "missing_reasoning": "empty", **fields})
+    assert tokenise(scripted.service, empty, "key").tokens == others

@@ -180,23 +180,24 @@ def test_max_tokens_cuts_anywhere(client: openai.OpenAI) -> None:
         assert whole.choices[0].message.reasoning_content.startswith(
             message.reasoning_content or ""
         )
-        assert "Let me see.\n\n".startswith(message.content or "")
+        # Cut right behind a `<` nobody can tell whether markup would have followed.
+        assert "Let me see.\n\n<".startswith(message.content or "")
         for called in message.tool_calls or ():
             assert called.function.arguments == '{"city": "Paris"}'
 
 
 def test_parse_fills_a_model(client: openai.OpenAI) -> None:
-    script = play(step('{"name": "Paris", "country": "France"}'))
+    in_json = play(step('{"name": "Paris", "country": "France"}'))
     answer = client.chat.completions.parse(
         model=MODEL,
-        messages=said(script),
+        messages=said(in_json),
         response_format=City,  # type: ignore[arg-type]
     )
     assert answer.choices[0].message.parsed == City(name="Paris", country="France")
-    script = play(step("", call("City", name="Paris", country="France")))
+    in_a_call = play(step("", call("City", name="Paris", country="France")))
     answer = client.chat.completions.parse(
         model=MODEL,
-        messages=said(script),
+        messages=said(in_a_call),
         tools=[openai.pydantic_function_tool(City)],  # type: ignore[arg-type]
     )
     (called,) = answer.choices[0].message.tool_calls or ()
@@ -204,7 +205,7 @@ def test_parse_fills_a_model(client: openai.OpenAI) -> None:
     with pytest.raises(openai.LengthFinishReasonError):
         client.chat.completions.parse(
             model=MODEL,
-            messages=said(script),
+            messages=said(in_json),
             response_format=City,
             max_completion_tokens=1,  # type: ignore[arg-type]
         )
@@ -217,7 +218,7 @@ def test_headers_and_errors(client: openai.OpenAI) -> None:
         client.chat.completions.create(model="gpt-5", messages=said(CHAT))  # type: ignore[arg-type]
     assert missing.value.code == "model_not_found"
     history = [*said(CHAT), {"role": "tool", "tool_call_id": "x", "content": "1"}]
-    with pytest.raises(openai.BadRequestError, match="messages") as wrong:
+    with pytest.raises(openai.BadRequestError, match="must follow an assistant message") as wrong:
         ask(client, history)
     assert wrong.value.param == "messages[1].role"
 

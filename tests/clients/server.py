@@ -20,8 +20,8 @@ from fastapi import FastAPI
 from api.backend import Backend
 from api.chat.detokenizer import Detokenizer, TokenBytes
 from api.chat.encoding import Encoder
-from api.cli import listen
 from api.config import ServerConfig
+from api.listening import listen
 from api.protection.guards import header_guard
 from api.server import create_app
 from api.service import ChatService

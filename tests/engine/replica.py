@@ -90,7 +90,11 @@ class TinyReplica:
         plan = self.scheduler.plan()
         names = {s.slot: (s.request_id, s.choice) for s in self.scheduler.running}
         result = self.runner.execute(plan)
-        sampled = [names[row.slot] for row in plan.rows if row.sample == "last"]
+        sampled = [
+            names[row.slot]
+            for row, token in zip(plan.rows, result.token_ids, strict=True)
+            if row.sample == "last" or (row.sample == "every" and token >= 0)
+        ]
         if sampled:
             assert self.runner.logits is not None
             for name, line in zip(sampled, self.runner.logits, strict=True):

@@ -302,6 +302,58 @@ def test_closing_ends_the_process_and_open_generations(checkpoint: Path) -> None
     alone(scenario())
 
 
+def test_others_connect_to_an_engine_that_somebody_has_started(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    async def scenario() -> None:
+        path = tmp_path / "engine"
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(path))
+            listener.listen()
+            early = asyncio.create_task(EngineClient.connect(path, PATIENCE_S))
+            owner = await EngineClient.start(config(checkpoint), listener)
+            first, second = await early, await EngineClient.connect(path, PATIENCE_S)
+            assert first.ready == second.ready == owner.ready
+            leaves = await first.submit(Submit("same", PROMPT, ENDLESS))
+            stays = await second.submit(Submit("other", PROMPT, ENDLESS))
+            with pytest.raises(EngineRefused, match="running for another"):
+                await second.submit(Submit("same", PROMPT, SHORT))
+            await first.close()
+            with pytest.raises(EngineDead, match="shut down"):
+                await read(leaves)
+            # Its own two submits, one of them refused; the first one's are not counted.
+            while (s := second.snapshot) is None or (s.submits, s.running) != (2, 1):
+                await asyncio.sleep(0.02)
+            async with stays:
+                assert await anext(aiter(stays))
+            await until_idle(second)
+            await until_idle(owner)
+            running = await second.submit(Submit("last", PROMPT, ENDLESS))
+            await owner.close()
+            with pytest.raises(EngineDead, match="closed the connection"):
+                await read(running)
+            assert await second.dead() == second.death
+            await second.close()
+
+    alone(scenario())
+
+
+def test_an_engine_that_cannot_start_is_told_to_who_waits(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        path = tmp_path / "engine"
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(path))
+            listener.listen()
+            waiting = asyncio.create_task(EngineClient.connect(path, PATIENCE_S))
+            with pytest.raises(EngineDead, match=r"config\.json"):
+                await EngineClient.start(config(tmp_path), listener)
+            assert not waiting.done(), "another engine may listen there"
+        with pytest.raises(EngineDead, match="closed the connection"):
+            await waiting
+
+    alone(scenario())
+
+
 def test_a_model_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
     async def scenario() -> None:
         with pytest.raises(EngineDead, match=r"config\.json"):

@@ -13,7 +13,7 @@ from engine.model import DeepseekV32
 from engine.model_config import ModelConfig
 from engine.runner import Runner
 from scheduler.forms import FormPolicy
-from scheduler.plan import TokenLogprobs
+from scheduler.logprobs import TokenLogprobs
 from scheduler.request import Sampling
 from tests.engine.replica import FIELDS, TinyReplica, prompt_of, weights
 

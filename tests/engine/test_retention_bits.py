@@ -14,8 +14,9 @@ import pytest
 
 from engine.config import ConfigError, EngineConfig
 from engine.loading import Replica, load_replica
+from scheduler.logprobs import TokenLogprobs
 from scheduler.outcome import Choice
-from scheduler.plan import StepPlan, TokenLogprobs
+from scheduler.plan import StepPlan
 from scheduler.request import Sampling
 from tests.engine.replica import prompt_of
 

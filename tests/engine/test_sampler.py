@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from engine.sampler import NO_TOKEN, SamplerState, logprobs_of, sample, uniform
+from engine.sampler import NO_TOKEN, logprobs_of, sample, uniform
+from engine.sampler_state import SamplerState
 from engine.token_masks import AllowedTokens
 from scheduler.request import ReasoningBudget, Sampling
 
@@ -386,3 +387,71 @@ def test_the_budget_goes_before_the_allowed_tokens() -> None:
     row = reasoning([4, 4], 2, allowed_token_ids=(4, 5))
     assert sample(logits_of()[None], [row], [4]) == [7]
     assert sample(logits_of()[None], [row], [5])[0] in (4, 5)
+
+
+# ---------------------------------------------------------------- rows together
+
+
+def demanding(number: int, **fields: Any) -> SamplerState:
+    """A row with some of everything that adjusts logits, different for every number."""
+    tokens = [2 + (number + step) % (VOCAB - 2) for step in range(5)]
+    kinds: list[dict[str, Any]] = [
+        {},
+        {"logit_bias": {tokens[0]: 4.0, tokens[1]: -50.0}},
+        {"allowed_token_ids": tuple(tokens)},
+        {"bad_words": ((tokens[2],), (tokens[0], tokens[3]), (tokens[4], tokens[0], tokens[1]))},
+        {"frequency_penalty": 0.7, "presence_penalty": -0.3},
+        {"repetition_penalty": 1.6},
+        {"min_tokens": 9, "stop_token_ids": (tokens[2], 1)},
+        {"allowed_token_ids": (1, tokens[0]), "min_tokens": 9},
+        {"reasoning": ReasoningBudget(3, end_token=tokens[1])},
+    ]
+    chosen = kinds[number % len(kinds)] | kinds[(number // len(kinds)) % len(kinds)]
+    return state(tokens[:3], tokens[2:], seed=number, **chosen | fields)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_rows_with_many_kinds_of_demands_draw_as_they_would_alone(temperature: float) -> None:
+    count, steps = 81, 6
+    logits = torch.stack([logits_of(n) for n in range(count)])
+    together = [demanding(n, temperature=temperature) for n in range(count)]
+    alone = [demanding(n, temperature=temperature) for n in range(count)]
+    for step in range(steps):
+        drawn = sample(logits, together, [step] * count)
+        assert drawn == [sample(logits[n : n + 1], [alone[n]], [step])[0] for n in range(count)]
+
+
+def test_what_a_request_brings_travels_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step brings to the device which rows have what, not what they have."""
+    vocab, rows = 3000, 4
+    many = range(2, 1002)
+    states = [
+        state(
+            list(many),
+            [7] * 500,
+            temperature=1.0,
+            seed=n,
+            logit_bias=dict.fromkeys(many, 0.5),
+            allowed_token_ids=tuple(many),
+            bad_words=tuple((token,) for token in range(2, 102)),
+            stop_token_ids=tuple(range(2, 66)),
+            min_tokens=10_000,
+            repetition_penalty=1.1,
+            frequency_penalty=0.1,
+        )
+        for n in range(rows)
+    ]
+    logits = torch.stack([logits_of(n, vocab) for n in range(rows)])
+    sample(logits, states, [1] * rows)
+    make, moved = torch.tensor, []
+
+    def counted(data: Any, **how: Any) -> Tensor:
+        made = make(data, **how)
+        moved.append(made.numel())
+        return made
+
+    monkeypatch.setattr(torch, "tensor", counted)
+    for step in range(2, 5):
+        moved.clear()
+        sample(logits, states, [step] * rows)
+        assert sum(moved) <= 32 * rows

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from zlib import crc32
 
 from scheduler.config import SchedulerConfig
+from scheduler.logprobs import TokenLogprobs
 from scheduler.pages import PagePool
 from scheduler.plan import StepPlan, StepResult
 
@@ -25,6 +26,8 @@ class Mirror:
     """None until the first row says how many tokens the prefix hit brought."""
     samples: bool
     """Whether it generates; a pre-warmed one does not."""
+    scores: bool = False
+    """Whether log-probabilities of its prompt were asked for."""
 
 
 class FakeRunner:
@@ -52,25 +55,37 @@ class FakeRunner:
                 list(new.pages),
                 None,
                 new.sampling.max_tokens > 0,
+                new.sampling.prompt_logprobs is not None and new.choice == 0,
             )
         for slot, pages in plan.prepare.new_pages:
             self.slots[slot].pages.extend(pages)
         assert len({row.slot for row in plan.rows}) == len(plan.rows), "one row per slot"
         self._check_budgets(plan)
         tokens = []
-        for row in plan.rows:
+        scores: dict[int, list[TokenLogprobs]] = {}
+        for place, row in enumerate(plan.rows):
             mirror = self.slots[row.slot]
             self._compute(mirror, row.start, row.count)
             end = row.start + row.count
             ends = mirror.samples and end == len(mirror.token_ids)
-            assert row.sample == ("last" if ends else "none")
-            if row.sample == "last":
+            if row.sample == "every":
+                assert mirror.scores
+                known = range(row.start + 1, min(end + 1, len(mirror.token_ids)))
+                scores[place] = [self.scored(position) for position in known]
+            else:
+                assert row.sample == ("last" if ends else "none")
+            if ends:
                 token = self.sampled(mirror.request_id, mirror.choice, end)
                 mirror.token_ids.append(token)
                 tokens.append(token)
             else:
                 tokens.append(-1)
-        return StepResult(plan.step, tokens, [None] * len(tokens), 0.01)
+        return StepResult(plan.step, tokens, [None] * len(tokens), 0.01, scores)
+
+    @staticmethod
+    def scored(position: int) -> TokenLogprobs:
+        """What is said of the prompt's token there."""
+        return TokenLogprobs(-float(position), [], position)
 
     @staticmethod
     def sampled(request_id: str, choice: int, position: int) -> int:

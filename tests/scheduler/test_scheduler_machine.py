@@ -107,6 +107,7 @@ class Traffic(RuleBasedStateMachine):
         owner=st.sampled_from([("", ""), ("", "salt"), ("tenant", "")]),
         max_tokens=st.integers(1, 12),
         ignore_eos=st.booleans(),
+        scored=st.sampled_from([False, False, True]),
     )
     def submit(
         self,
@@ -117,9 +118,12 @@ class Traffic(RuleBasedStateMachine):
         owner: tuple[str, str],
         max_tokens: int,
         ignore_eos: bool,
+        scored: bool,
     ) -> None:
         how = {"tenant": owner[0], "cache_salt": owner[1]}
-        sampling = Sampling(max_tokens=max_tokens, ignore_eos=ignore_eos)
+        sampling = Sampling(
+            max_tokens=max_tokens, ignore_eos=ignore_eos, prompt_logprobs=0 if scored else None
+        )
         self.ask(BASE[:shared] + tail, sampling, how, n=n, priority=priority)
 
     def ask(
@@ -326,6 +330,11 @@ class Traffic(RuleBasedStateMachine):
             if choice.cached_tokens is not None:
                 assert choice.cached_tokens % PAGE_TOKENS == 0
                 assert choice.cached_tokens < len(self.prompts[name[0]])
+            if choice.cached_tokens is None or sampling.prompt_logprobs is None or name[1]:
+                assert choice.prompt_logprobs is None
+            else:
+                places = range(1, len(self.prompts[name[0]]))
+                assert choice.prompt_logprobs == [self.runner.scored(place) for place in places]
             assert self.generated[name] <= sampling.max_tokens
             if choice.token_ids == [1] and not sampling.ignore_eos:
                 assert choice.finish == "stop" and choice.stop_token == 1

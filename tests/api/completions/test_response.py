@@ -18,7 +18,7 @@ from api.errors import ApiError
 from api.response import TokenLogprob
 from engine.client import EngineRefused
 from engine.messages import Refused, Submit
-from tests.api.scripted_engine import MODEL, Scripted
+from tests.api.scripted_engine import MODEL, Scripted, ScriptedGeneration
 from tests.api.test_server import http, sdk
 
 
@@ -30,7 +30,7 @@ def whole(scripted: Scripted, **fields: Any) -> dict[str, Any]:
     async def run() -> Any:
         turn = await scripted.service.start_completion(body(**fields))
         async with turn:
-            return msgspec.to_builtins(await completion(turn, scripted.service.decode))
+            return msgspec.to_builtins(await completion(turn))
 
     answer: dict[str, Any] = asyncio.run(run())
     return answer
@@ -40,7 +40,7 @@ def streamed(scripted: Scripted, **fields: Any) -> list[dict[str, Any]]:
     async def run() -> list[Any]:
         turn = await scripted.service.start_completion(body(stream=True, **fields))
         async with turn:
-            found = chunks(turn, scripted.service.decode)
+            found = chunks(turn)
             return [msgspec.to_builtins(chunk) async for chunk in found]
 
     return asyncio.run(run())
@@ -345,3 +345,79 @@ def test_refusals_are_the_sdks_exceptions(
     with pytest.raises(openai.BadRequestError) as caught:
         sdk(scripted, lambda c: c.completions.create(**wanted))
     assert caught.value.param == param
+
+
+# ---------------------------------------------------------------- what is said of the prompt
+
+
+def test_an_echo_with_logprobs_begins_with_those_of_the_prompt(scripted: Scripted) -> None:
+    scripted.replies = ["!"]
+    choice = whole(scripted, prompt="aé", echo=True, logprobs=2)["choices"][0]
+    lists = choice["logprobs"]
+    assert choice["text"] == "aé!"
+    # The begin-of-sentence token, "a", the two bytes of "é", "!"
+    assert lists["tokens"][1:] == ["a", "bytes:\\xc3", "bytes:\\xa9", "!"]
+    assert lists["token_logprobs"] == [None, -1.0, -2.0, -3.0, -0.5]
+    assert lists["text_offset"] == [0, 0, 1, 1, 2]
+    assert lists["top_logprobs"][0] is None
+    assert lists["top_logprobs"][1]["a"] == -1.0 and len(lists["top_logprobs"][1]) == 3
+
+
+def test_token_ids_that_are_echoed_are_scored_as_they_are(scripted: Scripted) -> None:
+    """What evaluation harnesses send: log-probabilities of a text, and no token more."""
+    ids = [scripted.encoder.bos_token_id, *scripted.encoder.encode_text("ab")]
+    answer = whole(scripted, prompt=ids, echo=True, logprobs=0, max_tokens=0)
+    (choice,) = answer["choices"]
+    begin = scripted.service.decode(ids[:1])
+    assert choice["text"] == begin + "ab" and choice["finish_reason"] == "length"
+    assert choice["logprobs"] == {
+        "tokens": [begin, "a", "b"],
+        "token_logprobs": [None, -1.0, -2.0],
+        "top_logprobs": [None, {"a": -1.0}, {"b": -2.0}],
+        "text_offset": [0, len(begin), len(begin) + 1],
+    }
+    assert answer["usage"]["completion_tokens"] == 0
+    assert scripted.engine.submits[-1].sampling.max_tokens == 1
+
+
+def test_prompt_logprobs_have_vllms_shape(scripted: Scripted) -> None:
+    ids = scripted.encoder.encode_text("abc")
+    answer = whole(scripted, prompt=[ids, ids[:1]], prompt_logprobs=1, n=2)
+    first, again, single, _ = (choice["prompt_logprobs"] for choice in answer["choices"])
+    assert first == again and single == [None]
+    assert first[0] is None
+    assert first[1][str(ids[1])] == {"logprob": -1.0, "rank": 2, "decoded_token": "b"}
+    best = {"logprob": -0.25, "rank": 1, "decoded_token": scripted.service.decode([0])}
+    assert first[2]["0"] == best and list(first[2]) == [str(ids[2]), "0"]
+    assert "prompt_logprobs" not in whole(scripted)["choices"][0]
+
+
+def test_a_scored_prompt_is_streamed_before_its_choices(scripted: Scripted) -> None:
+    scripted.replies = ["ab", "cd"]
+    fields: dict[str, Any] = {"prompt": ["x", "yy"], "n": 2, "echo": True, "logprobs": 1}
+    pieces = [piece for chunk in streamed(scripted, **fields) for piece in chunk["choices"]]
+    for index, text in enumerate(["x", "x", "yy", "yy"]):
+        own = [piece for piece in pieces if piece["index"] == index]
+        assert own[0]["text"] == text and own[0]["logprobs"]["token_logprobs"][0] is None
+    assert rebuilt([{"choices": pieces}]) == [
+        {k: v for k, v in choice.items()} for choice in whole(scripted, **fields)["choices"]
+    ]
+
+
+def test_choices_that_come_before_their_prompts_scores_wait_for_them(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A later choice finds the prompt in the cache while the first computes it again."""
+    scripted.replies = ["ab", "cd"]
+    in_order = ScriptedGeneration.__aiter__
+
+    async def second_first(self: ScriptedGeneration) -> Any:
+        news = [outputs async for outputs in in_order(self)]
+        for outputs in sorted(news, key=lambda some: some[0].choice != 1):
+            yield outputs
+
+    monkeypatch.setattr(ScriptedGeneration, "__aiter__", second_first)
+    fields: dict[str, Any] = {"prompt": "x", "n": 2, "echo": True, "logprobs": 0}
+    pieces = [piece for chunk in streamed(scripted, **fields) for piece in chunk["choices"]]
+    assert [piece["text"] for piece in pieces[:2]] == ["x", "x"]
+    assert [choice["text"] for choice in rebuilt([{"choices": pieces}])] == ["xab", "xcd"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from api.chat.encoding import Encoder
 from api.chat.messages import Message, ToolCall
 from api.conversation.context_management import (
+    MAX_SUMMARIES,
     SUMMARY_HEADING,
     ContextManagement,
     Managed,
@@ -319,3 +321,61 @@ def test_refusals_name_the_field(scripted: Scripted, rule: Any, param: str) -> N
     with pytest.raises(ApiError) as caught:
         ask(scripted, loop(10), context_management=rule)
     assert (caught.value.status, caught.value.param) == (400, param)
+
+
+class CountedLengths(Lengths):
+    """Lengths that knows how many characters it was asked to measure."""
+
+    def __init__(self) -> None:
+        self.measured = 0
+
+    def prompt(self, messages: Sequence[Message]) -> int:
+        found = super().prompt(messages)
+        self.measured += found
+        return found
+
+    step = prompt
+
+
+def test_work_grows_with_the_history_alone() -> None:
+    """A loop of very many steps, with a reset in almost every one, is measured once."""
+    messages = history(*[20] * 20_000, question=WINDOW_TOKENS)
+    sizes = CountedLengths()
+    found = manage(
+        messages,
+        ContextManagement("discard_all"),
+        sizes,  # type: ignore[arg-type]
+        window_tokens=WINDOW_TOKENS,
+        summary=lambda key: None,
+    )
+    assert steps_left(found) == []
+    assert sum(entry.removed_tokens for entry in found.applied) == 20 * 20_000
+    assert sizes.measured <= 3 * sum(len(message.content) for message in messages)
+
+
+def test_summaries_of_one_turn_have_a_limit() -> None:
+    """A question longer than the window asks for a summary at every step."""
+    messages = history(*[20] * (MAX_SUMMARIES + 9), question=WINDOW_TOKENS)
+    found = manage(
+        messages,
+        ContextManagement("summary"),
+        Lengths(),  # type: ignore[arg-type]
+        window_tokens=WINDOW_TOKENS,
+        summary=lambda key: "done",
+    )
+    assert len(found.applied) == MAX_SUMMARIES
+    assert len(steps_left(found)) == 9
+
+
+def test_a_managed_history_is_played_beside_the_event_loop(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = []
+
+    def noted(*arguments: Any, **options: Any) -> Managed:
+        threads.append(threading.current_thread())
+        return manage(*arguments, **options)
+
+    monkeypatch.setattr("api.conversation.prepare.manage", noted)
+    asyncio.run(scripted.complete(context_management={"strategy": "discard_all"}))
+    assert threads and threading.main_thread() not in threads

@@ -347,3 +347,20 @@ def test_a_bad_policy_is_refused_by_name(scripted: Scripted, value: Any) -> None
     with pytest.raises(ApiError) as caught:
         ask(scripted, [USER], missing_reasoning=value)
     assert (caught.value.status, caught.value.param) == (400, "missing_reasoning")
+
+
+@pytest.mark.parametrize("levels", [100, 400, 700, 900, 980])
+def test_arguments_nested_very_deeply_under_a_known_id_are_no_failure(
+    scripted: Scripted, levels: int
+) -> None:
+    """They are not what the model wrote, or too deep to be looked at: never a 500."""
+    messages: list[Any] = [USER]
+    step(scripted, messages, "hm")
+    call = messages[1]["tool_calls"][0]["function"]
+    call["arguments"] = '{"q": ' + "[" * levels + "]" * levels + "}"
+    try:
+        answer = ask(scripted, without_reasoning(messages))
+    except ApiError as error:
+        assert error.status == 400
+    else:
+        assert restored(answer) == 2

@@ -64,6 +64,16 @@ def chat(scripted: Scripted, **fields: Any) -> ChatRequest:
             {"user_id": "me", "cache_salt": "s", "priority": 2},
             {"user_id": "me", "cache_salt": "s", "priority": 2},
         ),
+        *(
+            (extension, extension)
+            for extension in (
+                {"missing_reasoning": "error"},
+                {"context_management": {"strategy": "summary", "max_resets": 2}},
+                {"thinking_retention": "until_marker", "retention_marker": ["Out:"]},
+                {"lenient_tool_calls": True},
+                {"thinking_token_budget": 9},
+            )
+        ),
     ],
 )
 def test_it_asks_for_the_same_as_a_chat_completion(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from itertools import count
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -33,10 +34,15 @@ class Recording:
     batches: list[Batch] = field(default_factory=list)
 
     def forward(self, batch: Batch, cache: PagedCache, probe: Probe | None = None) -> Tensor:
+        return self.logits(self.hidden(batch, cache, probe))
+
+    def hidden(self, batch: Batch, cache: PagedCache, probe: Probe | None = None) -> Tensor:
         self.batches.append(batch)
-        logits = torch.zeros(batch.sampled.shape[0], VOCABULARY)
-        ids = batch.token_ids[batch.sampled]
-        return logits.scatter_(1, ids[:, None], 1.0) + batch.positions[batch.sampled, None] / 1e4
+        return torch.stack((batch.token_ids, batch.positions), 1)[batch.sampled]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        logits = torch.zeros(hidden.shape[0], VOCABULARY)
+        return logits.scatter_(1, hidden[:, :1], 1.0) + hidden[:, 1:] / 1e4
 
 
 def slots() -> tuple[NewSlot, ...]:
@@ -80,6 +86,35 @@ def both() -> tuple[Batch, Batch, Tensor, Tensor]:
     one, other = plain.model, staged.model
     assert isinstance(one, Recording) and isinstance(other, Recording)
     return one.batches[0], other.batches[0], *logits
+
+
+def test_prompts_are_scored_token_by_token_in_the_plans_order() -> None:
+    """Rows of every kind in one step; the first group in the batch is not the plan's first row."""
+    rows = (
+        Row(slot=2, start=8, count=1, sample="last", form="dense_mqa"),
+        Row(slot=0, start=60, count=80, sample="every", form="mqa"),
+        Row(slot=1, start=20, count=1, sample="every", form="mqa"),
+        Row(slot=3, start=0, count=40, sample="every", form="mha"),
+    )
+    new = tuple(
+        msgspec.structs.replace(
+            slot, sampling=Sampling(max_tokens=4, temperature=0.0, prompt_logprobs=1)
+        )
+        for slot in slots()
+    )
+    plan = StepPlan(step=0, rows=rows, prepare=Prepare(new_slots=new))
+    cache = empty_cache(1, 24)
+    sizes = {"max_num_seqs": 4, "max_num_batched_tokens": 122, "max_model_len": 200}
+    runners = Runner(Recording(), cache), HopperRunner(Recording(), cache, **sizes)
+    for runner in runners:
+        result = runner.execute(plan)
+        # The network says each token again. Slot 3 has no more tokens than were computed.
+        assert result.token_ids == [new[2].token_ids[8], -1, -1, new[3].token_ids[39]]
+        for place, (slot, start, end) in {1: (0, 60, 140), 2: (1, 20, 21), 3: (3, 0, 39)}.items():
+            found, known = result.prompt_logprobs[place], new[slot].token_ids
+            assert [entry.top[0][0] for entry in found] == known[start:end]
+            same = [known[i] == known[i + 1] for i in range(start, end)]
+            assert [entry.rank == 1 for entry in found] == same
 
 
 def by_token(batch: Batch) -> list[tuple[int, int, int]]:
