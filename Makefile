@@ -28,7 +28,7 @@ RAY := .venv-ray/.installed
 # Other versions of triton that the kernels compile with, put before ours on the path.
 TRITONS := .venv-triton-3.6.0/.installed .venv-triton-3.9.0/.installed
 
-.PHONY: help serve test check fuzz soak load gpu bench bench-api kernels-report format clean dashboards pictures
+.PHONY: help serve test check fuzz soak load gpu bench bench-api bench-scheduler kernels-report format clean dashboards pictures
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -66,6 +66,10 @@ bench: $(VENV)/.test ## Measure this machine beside transformers; writes docs/be
 
 bench-api: $(VENV)/.test ## Streams of the API beside a bare uvicorn and msgspec application
 	$(BIN)/winnow bench api $(ARGS)
+
+bench-scheduler: $(VENV)/.test ## What decisions cost, and what retention saves on a virtual clock (six minutes)
+	$(BIN)/python -m benchmarks.scheduler
+	$(BIN)/python -m benchmarks.retention $(ARGS)
 
 kernels-report: $(VENV)/.test ## What each kernel uses of a Hopper SM, compiled without a GPU
 	@$(BIN)/python -m kernels.hopper.report $(ARGS)

