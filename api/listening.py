@@ -33,7 +33,8 @@ def hold_port(host: str, port: int) -> socket.socket:
 
     Raises ConfigError when the address cannot be had.
     """
-    listen(host, port).close()  # a stranger who shares, too, would not be noticed
+    # Who listens already is noticed; not one who shares the port and has only just begun, too.
+    listen(host, port).close()
     return _bound(host, port, "--port", shared=True, listens=False)
 
 

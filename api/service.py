@@ -238,6 +238,7 @@ class ChatService:
             request, prompts = self.prepare_completion(body)
         else:
             request, prompts = await asyncio.to_thread(self.prepare_completion, body)
+        self._check_together(request, prompts)
         turn_id = f"cmpl-{secrets.token_hex(12)}"
         submits = []
         for place, prompt in enumerate(prompts):
@@ -256,6 +257,19 @@ class ChatService:
             self._requests.begin(caller.begin_s),
             self._choices.logprobs(request),
         )
+
+    def _check_together(self, request: CompletionRequest, prompts: Sequence[Prompt]) -> None:
+        """Raises ApiError(400) for prompts that would fill the queue before the last of them."""
+        ready = self.engine.ready
+        choices, tokens = request.n * len(prompts), sum(len(p.token_ids) for p in prompts)
+        for count, limit, what in (
+            (choices, ready.max_queued_requests, "choices"),
+            (tokens, ready.max_queued_tokens, "prompt tokens"),
+        ):
+            if len(prompts) > 1 and count > limit:
+                raise invalid(
+                    f"The prompts have {count} {what} together; at most {limit}.", "prompt"
+                )
 
     def prepare(
         self, body: bytes, read: ReadRequest = read_chat_request, tenant: str = ""

@@ -60,6 +60,8 @@ __all__ = [
 
 STACKS_GRACE_S = 0.5
 """How long a process that hangs may take to say where."""
+UNREAD_GRACE_S = 2.0
+"""How long the last messages may take to be read, once nothing more is to come."""
 EXIT_GRACE_S = 10.0
 """How long a process whose socket has closed may take to end by itself."""
 
@@ -214,9 +216,15 @@ class EngineClient:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._listener
         self._writer.close()
-        with contextlib.suppress(OSError):
-            await self._writer.wait_closed()
-        await self._exit_status()
+        try:
+            # An engine that hangs reads nothing any more, and must not hold this up.
+            with contextlib.suppress(OSError, TimeoutError):
+                await asyncio.wait_for(self._writer.wait_closed(), timeout=UNREAD_GRACE_S)
+            self._writer.transport.abort()
+            await self._exit_status()
+        except asyncio.CancelledError:
+            self._kill()
+            raise
 
     def _send(self, message: ToEngine) -> None:
         if self.death is None and not self._writer.is_closing():

@@ -8,8 +8,11 @@ for is aborted when it is gone, and the others notice nothing.
 from __future__ import annotations
 
 import contextlib
+import errno
+import logging
 import socket
 import threading
+import time
 from queue import SimpleQueue
 
 import msgspec
@@ -33,6 +36,12 @@ from engine.messages import (
 )
 from engine.wire import frame, read_frame
 
+logger = logging.getLogger("winnow.engine")
+
+PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ECONNABORTED)
+"""Why a connection may not be taken in now and the next one may."""
+ACCEPT_PAUSE_S = 0.5
+"""After a connection that could not be taken in."""
 LAST_WORDS_S = 2.0
 """How long the engine's last message may take to be read before the engine ends without that."""
 
@@ -93,6 +102,7 @@ class Connections:
     def __init__(self, owner: Connection) -> None:
         self._owner = owner
         self._others: list[Connection] = []
+        self._closed = False
         self._asked: dict[str, _Asked] = {}
         self._profiles: Connection | None = None
         """Who waits for a profile."""
@@ -138,11 +148,22 @@ class Connections:
             self._gone(connection, intake)
 
     def accept(self, listener: socket.socket, ready: Ready, intake: Intake) -> None:
-        """Lets other API processes in, for ever."""
+        """Lets other API processes in, until all is closed."""
         while True:
-            accepted, _ = listener.accept()
-            connection = Connection(accepted)
+            try:
+                accepted, _ = listener.accept()
+            except OSError as error:
+                logger.error("an API process could not be let in: %s", error)
+                if error.errno not in PASSING:
+                    return
+                # Those who wait are let in when there is a descriptor again.
+                time.sleep(ACCEPT_PAUSE_S)
+                continue
             with self._lock:
+                if self._closed:
+                    accepted.close()
+                    return
+                connection = Connection(accepted)
                 connection.send(ready)
                 self._others.append(connection)
             threading.Thread(
@@ -152,6 +173,7 @@ class Connections:
     def close(self) -> None:
         """Closes all connections once they were sent everything."""
         with self._lock:
+            self._closed = True
             connections = [self._owner, *self._others]
         for connection in connections:
             connection.close()

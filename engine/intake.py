@@ -65,7 +65,12 @@ class Intake:
 
     def _compile(self, message: Submit) -> None:
         compiled, error = None, None
+        with self._lock:
+            left = any(isinstance(waiting, Abort) for waiting in self._behind[message.id])
         try:
+            if left:
+                # Clients that come and go must not keep the compiler from the others.
+                raise GrammarError("the request was aborted")
             if self._compiler is None or message.grammar is None:
                 raise GrammarError("this engine follows no grammars")
             compiled = self._compiler.compile(message.grammar)

@@ -3,9 +3,9 @@
 Order: priority, then the tenant served least (`scheduler.fairness`); among a tenant's own requests
 arrival, where those that continue count as having come earlier. The pages of a turn that waits for
 its tools are kept for it, so the sooner it goes on, the sooner they are of use to others; a new
-turn needs pages of its own. So while a new turn finds no room, other tenants' turns may go on
-before it; neither that nor the head start lasts for ever. Per priority those that continue stand in
-one line and new turns in another, each a heap of tenants and one of requests per tenant:
+turn needs pages of its own. So while a new turn finds no room, turns that continue may go before
+it, whoever's; neither that nor the head start lasts for ever. Per priority those that continue
+stand in one line and new turns in another, each a heap of tenants and one of requests per tenant:
 O(log tenants + log requests) per decision.
 
 Counters grow while tenants wait, so an entry of the heap may be too low; it is brought up to date

@@ -295,6 +295,7 @@ class Scheduler:
         first = len(output) == 1
         cached_tokens = sequence.cached_tokens if first else None
         scores = sequence.prompt_logprobs if first else None
+        sequence.prompt_logprobs = None  # handed out; those of a long prompt take megabytes
         if token in sequence.stop_tokens or len(output) >= sequence.output_limit:
             choice = self._finish(sequence, token, logprob)
             return msgspec.structs.replace(

@@ -65,6 +65,8 @@ class ApiProcess:
         self._deaths, self._siblings = deaths, siblings
         self._channel: Channel | None = None
         self._told = False
+        self._answers = False
+        """The one that runs now has an engine, and handles its signals."""
         self._process: asyncio.subprocess.Process | None = None
 
     async def keep(self) -> None:
@@ -79,13 +81,19 @@ class ApiProcess:
             logger.error("%s (%s): another is started", why, self._deaths)
 
     def tell(self, number: signal.Signals) -> None:
-        """Sends it a signal; it is not started again after one that stops it."""
+        """Sends it a signal; it is not started again after one that stops it.
+
+        SIGHUP would end one that does not handle it yet; that one reads its files anew anyway.
+        """
+        if number == signal.SIGHUP and not self._answers:
+            return
         self._told |= number in (signal.SIGTERM, signal.SIGKILL)
         if self._process is not None and self._process.returncode is None:
             self._process.send_signal(number)
 
     async def _run(self) -> int:
         ours, theirs = socket.socketpair()
+        self._answers = False
         with theirs:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
@@ -127,6 +135,7 @@ class ApiProcess:
                 case Scrape():
                     channel.send(Exposed((await self._exposition.text()).decode()))
                 case Serving():
+                    self._answers = True
                     self.serving.set()
                 case Kept():
                     for sibling in self._siblings:

@@ -139,7 +139,13 @@ async def _relay(
 ) -> None:
     """Passes the server's messages on, and tells its address when it says it."""
     assert process.stderr is not None
-    async for raw in process.stderr:
+    while True:
+        try:
+            raw = await process.stderr.readline()
+        except ValueError:
+            continue  # longer than the reader's limit, and dropped; what follows must be read
+        if not raw:
+            break
         line = raw.decode(errors="replace")
         lines.append(line)
         sys.stderr.write(line)

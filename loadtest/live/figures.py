@@ -113,11 +113,13 @@ def figures(
         },
         limits=dict(limits),
         requests_per_s=len(ended) / seconds,
-        good_requests_per_s=len(good) / seconds,
+        good_requests_per_s=sum(is_good(one, limits) for one in ended) / seconds,
         prompt_tokens_per_s=sum(one.prompt_tokens for one in samples if window.holds(one.first_s))
         / seconds,
         output_tokens_per_s=output_tokens(samples, window) / seconds,
-        good_output_tokens_per_s=sum(one.output_tokens for one in inside if id(one) in good)
+        good_output_tokens_per_s=output_tokens(
+            [one for one in samples if is_good(one, limits)], window
+        )
         / seconds,
         lag=distribution(lag[0]),
         computing=distribution(lag[1]),

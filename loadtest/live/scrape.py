@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 import msgspec
 from prometheus_client.parser import text_string_to_metric_families
@@ -86,7 +87,7 @@ def read_counts(text: bytes, at_s: float) -> Counts | None:
 
 def between(scrapes: Sequence[Counts], begin_s: float, end_s: float) -> Counted | None:
     """Returns what was counted from `begin_s` to `end_s`; None when no two scrapes lie around any
-    of it, or a counter went back (the server was started anew).
+    of it, or a counter went back: the server was started anew, or several answer by turns.
 
     Between two scrapes a counter is taken to have grown evenly.
     """
@@ -105,7 +106,7 @@ def between(scrapes: Sequence[Counts], begin_s: float, end_s: float) -> Counted 
         )
         for phase, one in first.items()
     }
-    if any(value < 0 for one in phases.values() for value in _values(one)):
+    if any(_went_back(*pair) for pair in pairwise(scrapes)):
         return None
     latest = scrapes[-1]
     return Counted(end_s - begin_s, phases, latest.usd_per_hour, latest.cost_model)
@@ -132,3 +133,11 @@ def _at(scrapes: Sequence[Counts], at_s: float) -> dict[str, PhaseCounts]:
 
 def _values(one: PhaseCounts) -> Iterable[float]:
     return msgspec.structs.astuple(one)
+
+
+def _went_back(before: Counts, after: Counts) -> bool:
+    return any(
+        later < earlier
+        for phase, counts in before.phases.items()
+        for earlier, later in zip(_values(counts), _values(after.phases[phase]), strict=True)
+    )

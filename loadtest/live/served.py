@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -12,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 from loadtest.live.service import ServiceError
 
@@ -31,11 +33,11 @@ def served(options: Sequence[str]) -> Iterator[str]:
     """
     threads = str(max(1, (os.cpu_count() or 1) - 1))
     command = [sys.executable, "-m", "winnow", "serve", "--port", "0", *options]
-    if "--threads" not in options:
+    if not any(option.startswith("--threads") for option in options):
         command += ["--threads", threads]
     if nice := shutil.which("nice"):
         command = [nice, "-n", str(SERVER_NICENESS), *command]
-    with tempfile.TemporaryDirectory(prefix="winnow-load-") as folder:
+    with _unwinding(), tempfile.TemporaryDirectory(prefix="winnow-load-") as folder:
         log = Path(folder) / "server.log"
         with log.open("wb") as sink:
             process = subprocess.Popen(
@@ -54,6 +56,20 @@ def served(options: Sequence[str]) -> Iterator[str]:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+@contextmanager
+def _unwinding() -> Iterator[None]:
+    """Within it SIGTERM ends this process only after the server has been told to stop."""
+    before = signal.signal(signal.SIGTERM, _leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _leave(number: int, frame: object) -> NoReturn:
+    raise SystemExit(128 + number)
 
 
 def _url(process: subprocess.Popen[bytes], log: Path) -> str:

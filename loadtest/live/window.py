@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from loadtest.live.samples import Sample
 
 GROWTH_ALLOWED = 1.5
-"""Requests in flight in the last third of a steady window, at most so many times the first's."""
+"""Requests in flight in the last third of a steady run, at most so many times the first's."""
 
 
 class Window(msgspec.Struct, frozen=True):
@@ -21,7 +21,8 @@ class Window(msgspec.Struct, frozen=True):
     end_s: float
     in_flight_median: int = 0
     growth: float = 1.0
-    """Mean requests in flight in its last third, over that in its first."""
+    """Mean requests in flight in the last third of the time in which was sent, warm-up left out,
+    over that in its first."""
 
     @property
     def seconds(self) -> float:
@@ -63,8 +64,10 @@ def steady_window(
     if not held.size:
         # Requests, all of them over at once.
         return Window(begin_s, until_s)
-    window = Window(float(edges[held[0]]), float(edges[held[-1] + 1]), median)
-    return msgspec.structs.replace(window, growth=_growth(edges, levels, window))
+    # Growth is looked for in all the time in which was sent: a window that starts at the median has
+    # the lower half of it cut away.
+    growth = _growth(edges, levels, Window(begin_s, until_s))
+    return Window(float(edges[held[0]]), float(edges[held[-1] + 1]), median, growth)
 
 
 def concurrency(

@@ -412,3 +412,22 @@ def test_the_engine_ends_when_its_parent_is_killed(checkpoint: Path) -> None:
 def test_importing_the_client_does_not_import_torch() -> None:
     code = "import sys, engine.client, engine.messages; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_an_engine_that_reads_nothing_does_not_hold_up_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """More is unsent than the socket takes, as when the engine hangs."""
+    monkeypatch.setattr("engine.client.UNREAD_GRACE_S", 0.01)
+
+    async def closes() -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            reader, writer = await asyncio.open_unix_connection(sock=ours)
+            client = EngineClient(None, reader, writer)
+            for number in range(8):
+                client._send(Submit(str(number), [1] * 500_000, Sampling(max_tokens=1)))
+            assert writer.transport.get_write_buffer_size() > 0
+            await asyncio.wait_for(client.close(), timeout=60)
+
+    asyncio.run(closes())

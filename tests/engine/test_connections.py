@@ -278,3 +278,22 @@ def test_a_process_that_reads_nothing_holds_up_nobody(engine: Engine) -> None:
     assert other.hear() == Outputs(2, [output("b")])
     deaf.socket.close()
     assert engine.taken() == Abort("a")
+
+
+def test_nobody_is_let_in_once_all_is_closed(tmp_path: Path) -> None:
+    ours, theirs = socket.socketpair()
+    connections = Connections(Connection(ours))
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(tmp_path / "engine"))
+    listener.listen()
+    door: Any = None
+    accepting = threading.Thread(target=connections.accept, args=(listener, READY, door))
+    accepting.start()
+    connections.close()
+    with theirs, socket.socket(socket.AF_UNIX) as late:
+        late.connect(str(tmp_path / "engine"))
+        late.settimeout(PATIENCE_S)
+        assert late.recv(1) == b"", "no Ready, and the end at once"
+    accepting.join(PATIENCE_S)
+    assert not accepting.is_alive()
+    listener.close()

@@ -189,3 +189,17 @@ def test_closing_ends_the_loop(compiler: GrammarCompiler) -> None:
     loop.intake.close()
     loop.core.run()
     assert not [message for message in loop.sent if isinstance(message, Outputs)]
+
+
+def test_a_grammar_whose_request_was_aborted_is_not_compiled(slow: SlowCompiler) -> None:
+    loop = Loop(slow)
+    loop.take(Submit("first", prompt_of(9), SAMPLING, grammar=WORD))
+    assert slow.begun.wait(60)
+    slow.begun.clear()
+    loop.take(Submit("gone", prompt_of(9), SAMPLING, grammar=WORD))
+    loop.take(Abort("gone"))
+    slow.go.set()
+    loop.core.run()
+    assert not slow.begun.is_set()
+    ends = [message.id for message in loop.sent if isinstance(message, Refused)]
+    assert ends == ["gone"]

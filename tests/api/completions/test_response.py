@@ -421,3 +421,13 @@ def test_choices_that_come_before_their_prompts_scores_wait_for_them(
     pieces = [piece for chunk in streamed(scripted, **fields) for piece in chunk["choices"]]
     assert [piece["text"] for piece in pieces[:2]] == ["x", "x"]
     assert [choice["text"] for choice in rebuilt([{"choices": pieces}])] == ["xab", "xcd"]
+
+
+def test_prompts_that_would_fill_the_queue_themselves_are_refused_for_good(
+    scripted: Scripted,
+) -> None:
+    """Not with 429: waiting would never help."""
+    with pytest.raises(ApiError) as refused:
+        whole(scripted, prompt=["a"] * 128, n=16)
+    assert (refused.value.status, refused.value.param) == (400, "prompt")
+    assert "2048 choices" in refused.value.message

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from collections import deque
 from collections.abc import Awaitable, Callable
 
 import pytest
 
 from deploy.ray.messages import Broken, Head, Message, NotTaken, Request
-from deploy.ray.server import ServerFailed, WinnowServer
+from deploy.ray.server import ServerFailed, WinnowServer, _relay
 
 FAKE = """
 import http.server, os, sys, threading
@@ -108,3 +109,18 @@ def test_a_server_that_does_not_start_says_why() -> None:
 
     with pytest.raises(ServerFailed, match="ended with 1:\nwinnow serve: there is no model"):
         asyncio.run(run())
+
+
+def test_a_line_of_any_length_does_not_end_the_messages() -> None:
+    told = "import sys; sys.stderr.write('x' * 200_000 + '\\n  url     http://h:1/v1\\n')"
+
+    async def relayed() -> str | None:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", told, stderr=asyncio.subprocess.PIPE
+        )
+        found: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
+        await _relay(process, deque(), found)
+        await process.wait()
+        return await found
+
+    assert asyncio.run(relayed()) == "http://h:1"

@@ -128,3 +128,13 @@ def test_no_requests_make_no_crash() -> None:
         [], Window(0, 0), run_s=0.0, limits=LIMITS, lag=NO_BEATS, cost=None, open_loop=False
     )
     assert none.all.sent == 0 and none.output_tokens_per_s == 0 and gaps_s([]).size == 0
+
+
+def test_good_rates_are_no_higher_than_all_rates() -> None:
+    """Answers that end in the drain count for goodput, not for what came in the window."""
+    samples = [answered(11.0, 0.5, 0.1, chunks, chunks) for chunks in (10, 200)]
+    lag = np.array([]), np.array([])
+    found = figures(samples, WINDOW, run_s=50.0, limits=LIMITS, lag=lag, cost=None, open_loop=False)
+    assert found.all.good == 2
+    assert found.good_requests_per_s == found.requests_per_s == 0.1
+    assert found.good_output_tokens_per_s <= found.output_tokens_per_s

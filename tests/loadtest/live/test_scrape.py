@@ -85,3 +85,10 @@ def test_nothing_is_known_outside(begin_s: float, end_s: float) -> None:
 def test_too_few_scrapes_and_a_server_that_was_started_anew() -> None:
     assert between(SCRAPES[:1], 0, 4) is None
     assert between([counts(0.0, 100.0), counts(4.0, 1.0)], 0, 4) is None
+
+
+def test_a_counter_that_went_back_in_between_makes_all_unknown() -> None:
+    """As when two servers answer by turns: the ends alone look well."""
+    values = [10.0, 900.0, 12.0, 910.0]
+    scrapes = [read_counts(exposition(value), float(at)) for at, value in enumerate(values)]
+    assert between([one for one in scrapes if one is not None], 0.0, 3.0) is None

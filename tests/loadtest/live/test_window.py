@@ -81,3 +81,12 @@ def test_the_window_lies_in_the_run(
     window = steady_window(samples, begin_s=begin_s, until_s=until_s, ended_s=200.0)
     assert begin_s <= window.begin_s <= window.end_s <= until_s
     assert 0 <= window.in_flight_median <= len(samples) and window.growth >= 0
+
+
+@pytest.mark.parametrize("base", [0, 5])
+def test_an_overload_is_told_whatever_ran_before_it(base: int) -> None:
+    """Arrivals at twice the rate at which they are served, beside some that never end."""
+    samples = [request(0.0, 1000.0) for _ in range(base)]
+    samples += [request(float(at), 2.0 * at + 2.0) for at in range(120)]
+    window = steady_window(samples, begin_s=0.0, until_s=120.0, ended_s=1000.0)
+    assert not window.steady
