@@ -144,6 +144,8 @@ class Connections:
                     return
                 if self._admits(connection, message):
                     intake.take(message)
+        except msgspec.DecodeError as error:
+            logger.error("a connection is closed, for it sent what is no message: %s", error)
         finally:
             self._gone(connection, intake)
 

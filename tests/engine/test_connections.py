@@ -204,15 +204,15 @@ def test_shutdown_is_the_end_of_who_says_it(engine: Engine) -> None:
 
 
 def test_garbage_ends_the_connection_it_came_by(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
+    engine: Engine, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("threading.excepthook", lambda _: None)
     broken, stays = engine.join(), engine.join()
     engine.submit(broken, "a")
     broken.socket.sendall(frame(b"\xc1"))
     assert engine.taken() == Abort("a")
     assert broken.hear() is None
     engine.submit(stays, "b")
+    assert "what is no message" in caplog.text
 
 
 def test_the_owners_end_is_the_engines(engine: Engine) -> None:
