@@ -157,18 +157,14 @@ class ChatTurn(Turn[ChatRequest]):
             usage=None if self.request.include_usage else UNSET,
         )
 
-    def _read(self, output: Output) -> list[ChunkChoice]:
+    def _note(self, output: Output, pieces: Sequence[ChunkChoice]) -> None:
         if self._remember is not None:
             self._sampled[output.choice] += output.token_ids
-        return super()._read(output)
-
-    def _note(self, pieces: Sequence[ChunkChoice]) -> None:
-        if self._remember is not None:
             for piece in pieces:
                 self._said[piece.index].append(piece)
                 if piece.finish_reason is not None:
                     self._keep_calls(self._choices[piece.index], self._remember)
-        if len(self._choices) == 1 and self._flips:
+        if self._flips and len(self._choices) == 1:
             self._answer += (p.delta.content for p in pieces if isinstance(p.delta.content, str))
 
     def _keep_calls(self, choice: Choice, remember: Remember) -> None:

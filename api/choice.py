@@ -92,6 +92,7 @@ class Choice:
         self._fed_characters = 0
         self._held_by_stops = 0
         self._reasoning_characters = 0
+        self._wants_only_text = logprobs is None and not return_token_ids and not stops.watches
 
     def feed(self, output: Output) -> list[ChunkChoice]:
         """Returns the pieces that `output` settles; the last of all has the finish_reason.
@@ -100,11 +101,14 @@ class Choice:
         """
         if self.finish_reason is not None:
             return []
-        for position, token_id in enumerate(output.token_ids):
+        token_ids = output.token_ids
+        if len(token_ids) == 1 and output.finish is None and (piece := self._at_once(token_ids[0])):
+            return [piece]
+        for position, token_id in enumerate(token_ids):
             self.completion_tokens += 1
             if self._new_token_ids is not None:
                 self._new_token_ids.append(token_id)
-            is_last = position + 1 == len(output.token_ids)
+            is_last = position + 1 == len(token_ids)
             if is_last and output.finish == "stop" and token_id in self._end_token_ids:
                 continue
             logprobs = output.logprobs[position] if output.logprobs else None
@@ -121,6 +125,24 @@ class Choice:
                 self._held_by_stops = 0
             self._finish()
         return self._take_pieces()
+
+    def _at_once(self, token_id: int) -> ChunkChoice | None:
+        """Returns the piece of a token that is plain text and nothing else, as nearly all are: what
+        the long way would, at a fifth of its price. None for other tokens; they change nothing."""
+        if self._unsent or not self._wants_only_text:
+            return None
+        text = self._detokenizer.at_once(token_id)
+        kind = self._parser.at_once(text) if text else None
+        if text is None or kind is None:
+            return None
+        self.completion_tokens += 1
+        self._fed_characters += len(text)
+        if kind is ReasoningDelta:
+            self.reasoning_tokens += 1
+            self._reasoning_characters += len(text)
+            return ChunkChoice(self.index, Delta(reasoning_content=text))
+        self._in_reasoning = False
+        return ChunkChoice(self.index, Delta(content=text))
 
     def _parse(self, text: str) -> None:
         self._fed_characters += len(text)

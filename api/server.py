@@ -35,7 +35,7 @@ from api.protection.limits import Usage, key_check
 from api.response import ChatCompletion, ChatCompletionChunk, Model, ModelList
 from api.responses.routes import add_responses
 from api.schema import ChatCompletionRequest
-from api.sse import EventStream
+from api.sse import EventStream, StraightSend
 from api.tokenise import add_tokenise
 from api.version import version
 
@@ -72,6 +72,7 @@ def create_app(backend: Backend, config: ServerConfig) -> FastAPI:
         )
     app.add_middleware(RequestLog)
     app.add_middleware(HttpMeter, counts=backend.metrics.http)
+    app.add_middleware(StraightSend)
 
     @answers(ChatCompletion, to=ChatCompletionRequest, streamed=ChatCompletionChunk)
     async def chat_completions(request: Request) -> Response:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.errors import ApiError
 
@@ -19,6 +19,8 @@ logger = logging.getLogger("winnow.api")
 
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
+STRAIGHT_SEND = "winnow.straight_send"
+"""Where the scope of a request holds the server's own `send`."""
 
 _encoder = msgspec.json.Encoder()
 
@@ -45,6 +47,20 @@ class Wire(NamedTuple):
 
 
 OPENAI = Wire(event, lambda error: error.body, DONE)
+
+
+class StraightSend:
+    """Pure ASGI, to be put outermost: lets a stream's events past whatever wraps `send` inside.
+
+    All of that looks at the start of an answer only, and would be called for every token.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope[STRAIGHT_SEND] = send
+        await self._app(scope, receive, send)
 
 
 class EventStream(Response):
@@ -86,21 +102,24 @@ class EventStream(Response):
                     "headers": self.raw_headers,
                 }
             )
+            straight = scope.get(STRAIGHT_SEND, send)
             async with asyncio.TaskGroup() as tasks:
                 watch = tasks.create_task(disconnected(receive))
-                beat = tasks.create_task(self._keep_alive(send))
-                write = tasks.create_task(self._write(send))
+                beat = tasks.create_task(self._keep_alive(straight))
+                write = tasks.create_task(self._write(straight))
                 await asyncio.wait({watch, write}, return_when=asyncio.FIRST_COMPLETED)
                 for task in (watch, beat, write):
                     task.cancel()
 
     async def _write(self, send: Send) -> None:
-        wire = self._wire
+        wire, now_s = self._wire, asyncio.get_running_loop().time
         last = wire.end
         try:
             async with contextlib.aclosing(self._messages()) as messages:
                 async for message in messages:
-                    await self._send(send, wire.event(message))
+                    data = wire.event(message)
+                    await send({"type": "http.response.body", "body": data, "more_body": True})
+                    self._last_sent_s = now_s()
         except ApiError as error:
             last = wire.event(wire.error(error))
         except Exception:
@@ -108,12 +127,7 @@ class EventStream(Response):
             failure = ApiError(500, "The server failed while it streamed.")
             last = wire.event(wire.error(failure))
         self._finished = True
-        await self._send(send, last)
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-    async def _send(self, send: Send, data: bytes) -> None:
-        await send({"type": "http.response.body", "body": data, "more_body": True})
-        self._last_sent_s = asyncio.get_running_loop().time()
+        await send({"type": "http.response.body", "body": last, "more_body": False})
 
     async def _keep_alive(self, send: Send) -> None:
         """Comments keep proxies and clients from giving up on a request that waits its turn."""
@@ -122,7 +136,8 @@ class EventStream(Response):
         while not self._finished:
             silence_s = loop.time() - self._last_sent_s
             if silence_s >= self._keep_alive_s:
-                await self._send(send, KEEP_ALIVE)
+                await send({"type": "http.response.body", "body": KEEP_ALIVE, "more_body": True})
+                self._last_sent_s = loop.time()
             else:
                 await asyncio.sleep(self._keep_alive_s - silence_s)
 

@@ -124,17 +124,20 @@ class Turn(Generic[R]):
         Raises ApiError when the engine fails on the way.
         """
         try:
-            generations = [part.generation for part in self.parts]
-            async with contextlib.aclosing(merged(generations)) as news:
-                outputs = await self._first(news)
-                while outputs:
-                    for output in outputs:
-                        for piece in self._read(output):
-                            yield piece
-                    outputs = await anext(news, [])
+            async with contextlib.aclosing(self._news()) as news:
+                for piece in self._read(await self._first(news)):
+                    yield piece
+                async for outputs in news:
+                    for piece in self._read(outputs):
+                        yield piece
         except EngineDead as error:
             self._failed()
             raise engine_is_dead(error) from error
+
+    def _news(self) -> AsyncGenerator[list[Output], None]:
+        if len(self.parts) == 1:
+            return self.parts[0].generation.__aiter__()
+        return merged([part.generation for part in self.parts])
 
     async def _first(self, news: AsyncIterator[list[Output]]) -> list[Output]:
         """Returns the first outputs; raises ApiError when they come too late."""
@@ -147,7 +150,12 @@ class Turn(Generic[R]):
             self._failed()
             raise self._deadline.missed() from None
 
-    def _read(self, output: Output) -> list[ChunkChoice]:
+    def _read(self, outputs: list[Output]) -> list[ChunkChoice]:
+        if len(outputs) == 1:
+            return self._read_one(outputs[0])
+        return [piece for output in outputs for piece in self._read_one(output)]
+
+    def _read_one(self, output: Output) -> list[ChunkChoice]:
         part = self._part[output.id]
         choice = part.choices[output.choice]
         was_finished = choice.finish_reason is not None
@@ -155,13 +163,13 @@ class Turn(Generic[R]):
             self.prompt_logprobs[output.id] = output.prompt_logprobs
         if self._measured is not None and output.token_ids:
             self._measured.token()
-        if not was_finished and output.finish in ("abort", "error"):
+        if output.finish in ("abort", "error") and not was_finished:
             self._failed()
             raise ApiError(500, "The engine gave up on this request.", code="engine_error")
         pieces = choice.feed(output)
         if choice.cut_at is not None and not was_finished and output.finish is None:
             self._engine.stop(output.id, output.choice, choice.cut_at)
-        self._note(pieces)
+        self._note(output, pieces)
         if output.finish is not None:
             self._end(part, output.choice)
         return pieces
@@ -188,8 +196,8 @@ class Turn(Generic[R]):
                 )
             )
 
-    def _note(self, pieces: Sequence[ChunkChoice]) -> None:
-        """Hears what is handed out."""
+    def _note(self, output: Output, pieces: Sequence[ChunkChoice]) -> None:
+        """Hears what was sampled, and what of it is handed out."""
 
     def _end(self, part: Part, place: int) -> None:
         """Tells the engine what has become of the part's choice at `place`: text only grows."""

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import httpx
 import msgspec
@@ -24,6 +25,7 @@ SERVERS = ("bare", "winnow")
 WARM_UP_STREAMS = 32
 EVENT = b"data: {"
 HEADERS_END = b"\r\n\r\n"
+READ_BYTES = 1 << 20
 
 
 class StreamCost(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,9 +73,9 @@ def section(options: argparse.Namespace) -> Section:
 def measure(who: str, *, streams: int, tokens: int, idle: int) -> StreamCost:
     """Returns what `streams` streams of `tokens` tokens cost, and then `idle` ones that wait."""
     with server(who) as port:
-        asyncio.run(_stream(port, WARM_UP_STREAMS, tokens))
+        _stream(port, WARM_UP_STREAMS, tokens)
         before = used(port)
-        events = asyncio.run(_stream(port, streams, tokens))
+        events = _stream(port, streams, tokens)
         after = used(port)
         waiting_bytes = asyncio.run(_wait(port, idle)) - after.resident_bytes
     return StreamCost(
@@ -130,19 +132,30 @@ async def _open(port: int, data: bytes) -> tuple[asyncio.StreamReader, asyncio.S
     return reader, writer
 
 
-async def _stream(port: int, streams: int, tokens: int) -> int:
-    """Reads that many streams to their ends; returns the events with a token."""
+def _stream(port: int, streams: int, tokens: int) -> int:
+    """Reads that many streams to their ends; returns the events with a token.
+
+    One is read after the other, out of the kernel's buffers: a reader that waits has to be woken
+    for every event, which the kernel charges to the sender, and to a slow sender more often.
+    """
     data = request(tokens, 0)
+    with ExitStack() as opened:
+        connections = [
+            opened.enter_context(socket.create_connection(("127.0.0.1", port)))
+            for _ in range(streams)
+        ]
+        for connection in connections:
+            connection.sendall(data)
+        return sum(_events(connection, tokens) for connection in connections)
 
-    async def one() -> int:
-        reader, writer = await _open(port, data)
-        answer = await reader.read()
-        writer.close()
-        if not answer.startswith(b"HTTP/1.1 200") or b"data: [DONE]" not in answer:
-            raise RuntimeError(f"no stream: {answer[:500]!r}")
-        return min(tokens, answer.count(EVENT))
 
-    return sum(await asyncio.gather(*(one() for _ in range(streams))))
+def _events(connection: socket.socket, tokens: int) -> int:
+    answer = bytearray()
+    while data := connection.recv(READ_BYTES):
+        answer += data
+    if not answer.startswith(b"HTTP/1.1 200") or b"data: [DONE]" not in answer:
+        raise RuntimeError(f"no stream: {bytes(answer[:500])!r}")
+    return min(tokens, answer.count(EVENT))
 
 
 async def _wait(port: int, streams: int) -> int:

@@ -14,7 +14,7 @@ import argparse
 import asyncio
 import socket
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -63,7 +63,7 @@ class Generation(AbstractAsyncContextManager["Generation"]):
     async def __aexit__(self, *_: object) -> None:
         return None
 
-    async def __aiter__(self) -> AsyncIterator[list[Output]]:
+    async def __aiter__(self) -> AsyncGenerator[list[Output], None]:
         if self._submit.priority == IDLE:
             await never()
         last = self._submit.sampling.max_tokens - 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from types import TracebackType
 from typing import Protocol
 
@@ -63,7 +63,7 @@ class Generation:
     ) -> None:
         self._client.forget(self)
 
-    async def __aiter__(self) -> AsyncIterator[list[Output]]:
+    async def __aiter__(self) -> AsyncGenerator[list[Output], None]:
         while self._unfinished or self._news:
             if not self._news:
                 if self._client.death is not None:

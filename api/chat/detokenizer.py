@@ -18,6 +18,7 @@ class TokenBytes:
         self._byte_of_character = _byte_level_alphabet()
         self._known: dict[int, bytes] = {}
         """Of tokens that were asked for; at most the vocabulary."""
+        self._texts: dict[int, str | None] = {}
 
     def of(self, token_id: int) -> bytes:
         """Returns the bytes the token stands for, which need not be whole characters.
@@ -28,6 +29,22 @@ class TokenBytes:
         if known is None:
             known = self._known[token_id] = self._read(token_id)
         return known
+
+    def text_of(self, token_id: int) -> str | None:
+        """Returns the token's text, None where its bytes alone are not whole characters.
+
+        Raises KeyError for an id outside the vocabulary.
+        """
+        try:
+            return self._texts[token_id]
+        except KeyError:
+            data = self.of(token_id)
+        try:
+            text = data.decode()
+        except UnicodeDecodeError:
+            text = None
+        self._texts[token_id] = text
+        return text
 
     def _read(self, token_id: int) -> bytes:
         if token_id in self._added:
@@ -50,10 +67,26 @@ class Detokenizer:
         self._token_bytes = token_bytes
         self._silent_ids = frozenset(silent_ids)
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._waits = False
+        """A character is incomplete so far."""
 
     def feed(self, token_ids: Iterable[int]) -> str:
         """Returns the text that these tokens complete; the bytes of a split character wait."""
-        return self._decoder.decode(b"".join(map(self._bytes_of, token_ids)))
+        text = self._decoder.decode(b"".join(map(self._bytes_of, token_ids)))
+        self._waits = bool(self._decoder.getstate()[0])
+        return text
+
+    def at_once(self, token_id: int) -> str | None:
+        """Returns what feeding one token returns, where that needs no other token; else None.
+
+        Nothing waits before or after it, so there is nothing to keep of it: it need not be fed.
+        """
+        if self._waits or token_id in self._silent_ids:
+            return None
+        try:
+            return self._token_bytes.text_of(token_id)
+        except KeyError:
+            return None
 
     def finish(self) -> str:
         """Returns what is left when generation ends, with U+FFFD for an unfinished character."""

@@ -28,6 +28,7 @@ from api.chat.events import (
 )
 from api.chat.json_text import parse_json, to_json
 from api.chat.markers import DSML, THINK_END
+from api.chat.scanner import Scanner
 from api.chat.tags import LENIENT, STRICT, TEXT_ALONE, VALUES, Tags
 
 Ending = Literal["stop", "length", "abort", "error"]
@@ -123,6 +124,18 @@ class OutputParser:
         self._cursor = 0
         return self._take_events()
 
+    def at_once(self, text: str) -> type[ReasoningDelta] | type[ContentDelta] | None:
+        """Takes plain text that nothing before or after it can change; returns what it is.
+
+        Feeding it would report just that event. None: it has to be fed, and was not taken.
+        """
+        thinks = self._state == self._reasoning
+        is_text = thinks or self._state == self._content
+        if not is_text or self._buffer or not self._text_ends(thinks).passes(text):
+            return None
+        self._consumed += len(text)
+        return ReasoningDelta if thinks else ContentDelta
+
     def finish(self, reason: Ending) -> list[Event]:
         """Returns the last events, releasing what was held back.
 
@@ -172,11 +185,7 @@ class OutputParser:
         return self._text()
 
     def _text(self) -> bool:
-        terminals = TEXT_ALONE
-        if self._tools:
-            # A thought may well name a tag in plain letters.
-            thinks = self._state == self._reasoning
-            terminals = STRICT.text if thinks else self._tags.text
+        terminals = self._text_ends(self._state == self._reasoning)
         border, terminal = terminals.scan(self._buffer, self._cursor)
         self._emit_text(self._buffer[self._cursor : border])
         self._cursor = border
@@ -330,6 +339,12 @@ class OutputParser:
         return False
 
     # What the states share.
+
+    def _text_ends(self, thinks: bool) -> Scanner:
+        if not self._tools:
+            return TEXT_ALONE
+        # A thought may well name a tag in plain letters.
+        return STRICT.text if thinks else self._tags.text
 
     def _keep(self, end: int) -> str:
         """Moves the cursor to ``end``; the text up to it counts as markup until it is settled."""

@@ -24,6 +24,10 @@ class PlainText:
         """Returns the text as an event, none for no text."""
         return [ContentDelta(text)] if text else []
 
+    def at_once(self, text: str) -> type[ContentDelta]:
+        """Takes text; all is what it seems."""
+        return ContentDelta
+
     def finish(self, reason: Ending) -> list[Event]:
         """Returns nothing: nothing was held back."""
         self._ending = reason

@@ -14,6 +14,10 @@ class Scanner:
             first = re.escape("".join(self._first_characters))
             self._any_first = re.compile(f"[{first}]").search
 
+    def passes(self, text: str) -> bool:
+        """Whether no terminal can begin in `text`: most text has no such character."""
+        return not self._terminals or self._any_first(text) is None
+
     def scan(self, text: str, start: int = 0) -> tuple[int, str | None]:
         """Returns ``(border, terminal)``: text before ``border`` is settled, whatever comes next.
 
@@ -21,7 +25,6 @@ class Scanner:
         those complete together, and stands at ``border``. It is None when there is none: then the
         text from ``border`` on is the longest suffix that some terminal may still complete.
         """
-        # Most text has nothing in it that could begin a terminal.
         if not self._terminals or self._any_first(text, start) is None:
             return len(text), None
         # One that begins later may be complete earlier: text that arrives in pieces would stop

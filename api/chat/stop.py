@@ -15,6 +15,8 @@ class StopMatcher:
     def __init__(self, stops: Sequence[str]) -> None:
         if not all(stops):
             raise ValueError("a stop string must not be empty")
+        self.watches = bool(stops)
+        """Whether there is anything to find."""
         self._scanner = Scanner(*stops)
         self._held = ""
         self.matched: str | None = None

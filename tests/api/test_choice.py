@@ -233,6 +233,29 @@ PIECES = [
 ]
 
 
+@given(st.lists(st.sampled_from(PIECES), max_size=8), st.integers(2, 9), st.booleans())
+@settings(max_examples=80, deadline=None)
+def test_tokens_that_come_alone_are_read_as_those_that_come_together(
+    encoder: Encoder, pieces: list[str], step_tokens: int, thinking: bool
+) -> None:
+    """Alone, plain ones take a short way, unless their log-probabilities are wanted."""
+    fields: dict[str, Any] = {
+        "tools": TOOLS,
+        "thinking": {"type": "enabled" if thinking else "disabled"},
+    }
+    found = []
+    for together, logprobs in ((1, False), (1, True), (step_tokens, False)):
+        scripted = Scripted(encoder)
+        scripted.replies, scripted.engine.step_tokens = ["".join(pieces)], together
+        answer = asyncio.run(scripted.complete(**fields, logprobs=logprobs))
+        (choice,) = answer["choices"]
+        choice.pop("logprobs")
+        for made in choice["message"].get("tool_calls", ()):
+            made.pop("id")
+        found.append((choice, answer["usage"]))
+    assert found[0] == found[1] == found[2]
+
+
 @given(st.lists(st.sampled_from(PIECES), max_size=8), st.integers(1, 9), st.booleans())
 @settings(max_examples=80, deadline=None)
 def test_whatever_the_model_says_every_token_has_one_entry(

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from api.errors import ApiError
-from api.sse import DONE, KEEP_ALIVE, EventStream
+from api.sse import DONE, KEEP_ALIVE, EventStream, StraightSend
 
 
 class Word(msgspec.Struct):
@@ -91,6 +91,30 @@ def test_events_end_with_done() -> None:
         assert connection.status == 200
         assert connection.data == b'data: {"word":"line\\nfeed"}\n\n' + DONE
         assert connection.ended
+
+    run(scenario)
+
+
+def test_events_go_straight_and_their_start_does_not() -> None:
+    async def words() -> AsyncGenerator[Word, None]:
+        yield Word("a")
+        yield Word("b")
+
+    async def scenario(connection: Connection, work: Work) -> None:
+        seen = []
+        stream = EventStream(work.source(), words, keep_alive_s=60.0)
+
+        async def application(scope: Any, receive: Any, send: Any) -> None:
+            async def noting(message: MutableMapping[str, Any]) -> None:
+                seen.append(message["type"])
+                await send(message)
+
+            await stream(scope, receive, noting)
+
+        await StraightSend(application)({"type": "http"}, connection.receive, connection.send)
+        assert connection.data == b'data: {"word":"a"}\n\ndata: {"word":"b"}\n\n' + DONE
+        assert connection.ended
+        assert seen == ["http.response.start"]
 
     run(scenario)
 

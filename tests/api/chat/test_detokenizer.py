@@ -28,6 +28,28 @@ def test_any_tokens_decode_as_they_do_at_once(tokenizer: Tokenizer, data: st.Dat
     assert text == tokenizer.decode(whole, skip_special_tokens=False)
 
 
+@given(st.data())
+def test_a_token_that_stands_alone_need_not_be_fed(
+    tokenizer: Tokenizer, data: st.DataObject
+) -> None:
+    ids = data.draw(st.lists(st.integers(0, tokenizer.get_vocab_size() + 1), max_size=12))
+    silent = data.draw(st.sets(st.sampled_from(ids))) if ids else set()
+    token_bytes = TokenBytes(tokenizer)
+    fed, quick = Detokenizer(token_bytes, silent), Detokenizer(token_bytes, silent)
+    for token_id in ids:
+        text = quick.at_once(token_id)
+        assert fed.feed([token_id]) == (quick.feed([token_id]) if text is None else text)
+    assert fed.finish() == quick.finish()
+
+
+def test_most_tokens_stand_alone(encoder: Encoder) -> None:
+    detokenizer = Detokenizer(TokenBytes(encoder.tokenizer))
+    ids = encoder.encode_text("hello é")
+    assert "".join(detokenizer.at_once(token_id) or "" for token_id in ids) == "hello "
+    detokenizer.feed(ids[-2:-1])
+    assert detokenizer.at_once(ids[0]) is None, "half a character waits"
+
+
 def test_bytes_that_are_no_text_are_not_held(encoder: Encoder) -> None:
     """logit_bias can make an answer of them; holding them cost the square of its length."""
     token_bytes = TokenBytes(encoder.tokenizer)

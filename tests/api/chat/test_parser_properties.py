@@ -9,14 +9,16 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from api.chat.events import (
+    ContentDelta,
     ParsedOutput,
+    ReasoningDelta,
     ToolArguments,
     ToolCallEnd,
     ToolCallStart,
     fold,
 )
 from api.chat.messages import Message, ToolCall
-from api.chat.parser import Ending
+from api.chat.parser import Ending, OutputParser
 from api.chat.rendering import render
 from api.chat.template import Template
 from tests.api.chat.outputs import (
@@ -167,3 +169,27 @@ def test_what_was_rendered_is_read_back(
     generated = "".join(segment.text for segment in segments[start:-1])
     output = fold(events_of(cut_up(generated, cuts), in_reasoning=thinking)[0])
     assert output == ParsedOutput(reasoning if thinking else "", content, tool_calls, ())
+
+
+@given(SOUP, st.booleans(), st.booleans(), st.booleans(), st.data())
+def test_text_taken_at_once_is_text_that_was_fed(
+    text: str, in_reasoning: bool, tools: bool, lenient: bool, data: st.DataObject
+) -> None:
+    fed, quick = (OutputParser(in_reasoning, tools, make_id=str, lenient=lenient) for _ in range(2))
+    while text:
+        piece = text[: data.draw(st.integers(1, 6))]
+        text = text[len(piece) :]
+        kind = quick.at_once(piece)
+        assert fed.feed(piece) == (quick.feed(piece) if kind is None else [kind(piece)])
+        assert fed.held_characters == quick.held_characters
+    assert fed.finish("stop") == quick.finish("stop")
+
+
+def test_plain_text_is_taken_at_once() -> None:
+    parser = OutputParser(in_reasoning=True, tools=True)
+    assert parser.at_once("a thought") is ReasoningDelta
+    assert parser.at_once("and <") is None
+    parser.feed("</think>")
+    assert parser.at_once("an answer") is ContentDelta
+    parser.feed("\n")
+    assert parser.at_once("x") is None, "the line feed waits for what comes"

@@ -15,6 +15,7 @@ def test_text_is_content_at_once() -> None:
         ContentDelta("</think><｜DSML｜function_calls>")
     ]
     assert text.feed("") == []
+    assert text.at_once("<think>") is ContentDelta
     assert text.held_characters == 0
 
 
