@@ -23,6 +23,8 @@ from benchmarks.server_usage import IDLE, MODEL, Usage, raise_file_limit
 
 SERVERS = ("bare", "winnow")
 WARM_UP_STREAMS = 32
+SHORTER = 8
+"""How many times shorter the streams are that tell what a request costs."""
 EVENT = b"data: {"
 HEADERS_END = b"\r\n\r\n"
 READ_BYTES = 1 << 20
@@ -33,10 +35,12 @@ class StreamCost(msgspec.Struct, frozen=True, kw_only=True):
 
     who: str
     streams: int
-    events: int
-    """Of all streams together."""
-    processor_s: float
-    """Of the server process, from the first request to the last event."""
+    tokens: int
+    """Of each; every token is an event."""
+    request_s: float
+    """Processor seconds of the server process for a request, all but its events."""
+    event_s: float
+    """For an event."""
     idle_streams: int
     idle_bytes: int
     """Resident memory that they added."""
@@ -49,43 +53,53 @@ def section(options: argparse.Namespace) -> Section:
         measure(who, streams=options.streams, tokens=options.tokens, idle=options.idle)
         for who in SERVERS
     ]
-    bare, winnow = (one.processor_s / one.events for one in found)
+    bare, winnow = found
     rows = [
         [
             one.who,
-            f"{one.events:,}",
-            f"{one.processor_s:.2f}",
-            f"{one.processor_s / one.events * 1e6:.1f}",
-            f"{one.processor_s / one.events / bare:.2f}",
+            f"{one.request_s * 1e6:,.0f}",
+            f"{one.event_s * 1e6:.1f}",
+            f"{one.event_s / bare.event_s:.2f}",
             f"{one.idle_bytes / 1e6:.1f}",
         ]
         for one in found
     ]
-    header = ["server", "events", "processor s", "µs an event", "of bare", "idle MB"]
+    header = ["server", "µs a request", "µs an event", "of bare", "idle MB"]
     text = (
         f"{options.streams} streams of {options.tokens} tokens at once, one event a token; then "
-        f"{options.idle:,} streams that wait. A token costs winnow {winnow / bare:.2f} times what "
-        "it costs the bare server.\n\n"
+        f"{options.idle:,} streams that wait. A token costs winnow "
+        f"{winnow.event_s / bare.event_s:.2f} times what it costs the bare server.\n\n"
     )
     return Section("Streams", text + table(header, rows), found)
 
 
 def measure(who: str, *, streams: int, tokens: int, idle: int) -> StreamCost:
-    """Returns what `streams` streams of `tokens` tokens cost, and then `idle` ones that wait."""
+    """Returns what `streams` streams of `tokens` tokens cost, and then `idle` ones that wait.
+
+    Shorter streams tell what of the cost is that of events.
+    """
+    short = max(1, tokens // SHORTER)
     with server(who) as port:
         _stream(port, WARM_UP_STREAMS, tokens)
-        before = used(port)
-        events = _stream(port, streams, tokens)
-        after = used(port)
-        waiting_bytes = asyncio.run(_wait(port, idle)) - after.resident_bytes
+        short_s, long_s = (_processor_s(port, streams, length) for length in (short, tokens))
+        resident_bytes = used(port).resident_bytes
+        waiting_bytes = asyncio.run(_wait(port, idle)) - resident_bytes
+    event_s = (long_s - short_s) / (streams * (tokens - short))
     return StreamCost(
         who=who,
         streams=streams,
-        events=events,
-        processor_s=after.processor_s - before.processor_s,
+        tokens=tokens,
+        request_s=short_s / streams - short * event_s,
+        event_s=event_s,
         idle_streams=idle,
         idle_bytes=max(0, waiting_bytes),
     )
+
+
+def _processor_s(port: int, streams: int, tokens: int) -> float:
+    before = used(port)
+    _stream(port, streams, tokens)
+    return used(port).processor_s - before.processor_s
 
 
 @contextmanager
@@ -132,8 +146,8 @@ async def _open(port: int, data: bytes) -> tuple[asyncio.StreamReader, asyncio.S
     return reader, writer
 
 
-def _stream(port: int, streams: int, tokens: int) -> int:
-    """Reads that many streams to their ends; returns the events with a token.
+def _stream(port: int, streams: int, tokens: int) -> None:
+    """Reads that many streams to their ends.
 
     One is read after the other, out of the kernel's buffers: a reader that waits has to be woken
     for every event, which the kernel charges to the sender, and to a slow sender more often.
@@ -146,16 +160,18 @@ def _stream(port: int, streams: int, tokens: int) -> int:
         ]
         for connection in connections:
             connection.sendall(data)
-        return sum(_events(connection, tokens) for connection in connections)
+        for connection in connections:
+            _read(connection, tokens)
 
 
-def _events(connection: socket.socket, tokens: int) -> int:
+def _read(connection: socket.socket, tokens: int) -> None:
     answer = bytearray()
     while data := connection.recv(READ_BYTES):
         answer += data
     if not answer.startswith(b"HTTP/1.1 200") or b"data: [DONE]" not in answer:
         raise RuntimeError(f"no stream: {bytes(answer[:500])!r}")
-    return min(tokens, answer.count(EVENT))
+    if answer.count(EVENT) < tokens:
+        raise RuntimeError(f"{answer.count(EVENT)} events for {tokens} tokens")
 
 
 async def _wait(port: int, streams: int) -> int:

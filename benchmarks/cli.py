@@ -127,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     streams = commands.add_parser("api", help="streams of the API, beside a bare server")
     streams.set_defaults(run=_api, model="embedded", threads=1)
     streams.add_argument("--streams", type=int, default=256, help="at once")
-    streams.add_argument("--tokens", type=int, default=128, help="of each")
+    streams.add_argument("--tokens", type=int, default=512, help="of each, at least 2")
     streams.add_argument("--idle", type=int, default=1000, help="streams that wait")
     streams.add_argument("--json", type=Path, help="also write the results to this file")
 
