@@ -11,6 +11,10 @@ known before it is accepted; until then it counts in full.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
 import msgspec
 
 from api.errors import ApiError
@@ -115,3 +119,16 @@ class Deadline:
             code="deadline_missed",
             retry_after=wait_s(self._door.load(), self._sizes.tenant) or UNKNOWN_RETRY_S,
         )
+
+
+@contextlib.asynccontextmanager
+async def in_time(deadline: Deadline | None) -> AsyncIterator[None]:
+    """Ends what is done within it once the deadline has passed. Raises ApiError(503) then."""
+    if deadline is None:
+        yield
+        return
+    try:
+        async with asyncio.timeout_at(deadline.at_s):
+            yield
+    except TimeoutError:
+        raise deadline.missed() from None

@@ -29,7 +29,7 @@ from api.completions.response import completion
 from api.completions.schema import TextCompletion
 from api.errors import ApiError, ErrorBody, from_validation
 from api.response import ChatCompletion
-from api.responses.request import as_sent, read_responses_request
+from api.responses.request import name_as_sent, read_responses_request
 from api.responses.response import ResponseTurn
 from api.responses.schema import Response
 from api.service import ChatService
@@ -58,7 +58,7 @@ async def _response(turn: ChatTurn) -> Response:
 
 
 def _response_error(error: ApiError) -> ErrorBody:
-    error.param = as_sent(error.param)
+    name_as_sent(error)
     return error.body
 
 

@@ -25,6 +25,9 @@ TYPE_BY_STATUS = {
 RESTART_S = 5.0
 """Told to clients of an engine that died: about what another one of a small model takes."""
 
+RETRY_S = 1.0
+"""Told to whoever is refused for now by someone who does not know until when."""
+
 _PATH = re.compile(r" - at `([^`]*)`$")
 _MISSING = re.compile(r"missing required field `([^`]*)`")
 
@@ -45,7 +48,7 @@ class ApiError(Exception):
 
     status: HTTP status. param: the field at fault, as a path (`messages[0].content`).
     retry_after: seconds the client should wait, sent as `retry-after` in whole seconds and as
-    `retry-after-ms`, which the OpenAI SDKs read first.
+    `retry-after-ms`, which the OpenAI SDKs read first. A 429 and a 503 always have some.
     """
 
     def __init__(
@@ -64,6 +67,8 @@ class ApiError(Exception):
         self.param = param
         self.code = code
         self.retry_after = retry_after
+        if retry_after is None and status in (429, 503):
+            self.retry_after = RETRY_S
         self.type = type or TYPE_BY_STATUS.get(
             status, "server_error" if status >= 500 else "invalid_request_error"
         )

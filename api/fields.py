@@ -1,7 +1,7 @@
 """Fields that several dialects have on the wire, each said once.
 
     GenerationFields                 every dialect of OpenAI's
-      TextFields                     those that give out text as it was sampled
+      TextFields                     those of choices, which are completions of text
         ChatCompletionRequest        api.schema
         CompletionsRequest           api.completions.schema
       ResponsesRequest               api.responses.schema
@@ -17,6 +17,27 @@ import msgspec
 
 from api.grammar.formats import ResponseFormat, StructuredOutputs
 
+REFUSED = frozenset(
+    {
+        "custom_logit_processor",
+        "custom_params",
+        "include_stop_str_in_output",
+        "logprob_token_ids",
+        "lora_path",
+        "no_stop_trim",
+        "repetition_detection",
+        "return_hidden_states",
+        "return_prompt_text",
+        "return_routed_experts",
+        "return_sampling_mask",
+        "stop_regex",
+        "truncate_prompt_tokens",
+        "use_beam_search",
+    }
+)
+"""Extensions of vLLM and SGLang that would change the answer and are not honoured: 400 unless null,
+false or empty; 0 is a value."""
+
 
 class StreamOptions(msgspec.Struct, frozen=True):
     include_usage: bool | None = None
@@ -25,7 +46,7 @@ class StreamOptions(msgspec.Struct, frozen=True):
 
 
 class GenerationFields(msgspec.Struct, frozen=True, kw_only=True):
-    """How tokens are drawn, and for whom."""
+    """How tokens are drawn, what form they have, and for whom."""
 
     model: str
     stream: bool | None = None
@@ -33,6 +54,9 @@ class GenerationFields(msgspec.Struct, frozen=True, kw_only=True):
     top_p: float | None = None
     seed: int | None = None
     stop: str | list[str] | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
 
     # DeepSeek
     user_id: str | None = None
@@ -42,20 +66,6 @@ class GenerationFields(msgspec.Struct, frozen=True, kw_only=True):
     repetition_penalty: float | None = None
     priority: int | None = None
     cache_salt: str | None = None
-
-
-class TextFields(GenerationFields, frozen=True, kw_only=True):
-    """How tokens are drawn, what form they have, and what is said of them."""
-
-    max_tokens: int | None = None
-    n: int | None = None
-    frequency_penalty: float | None = None
-    presence_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
-    stream_options: StreamOptions | None = None
-    response_format: ResponseFormat | None = None
-
-    # vLLM, SGLang
     min_tokens: int | None = None
     stop_token_ids: list[int] | None = None
     allowed_token_ids: list[int] | None = None
@@ -68,6 +78,17 @@ class TextFields(GenerationFields, frozen=True, kw_only=True):
     guided_grammar: str | None = None
     regex: str | None = None
     ebnf: str | None = None
+
+
+class TextFields(GenerationFields, frozen=True, kw_only=True):
+    """How long and how many the choices are, and what is said of their tokens."""
+
+    max_tokens: int | None = None
+    n: int | None = None
+    stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = None
+
+    # vLLM
     prompt_logprobs: int | None = None
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None

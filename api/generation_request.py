@@ -26,6 +26,7 @@ from api.grammar.formats import (
     read_structured_outputs,
 )
 from api.protection.limits import check_sizes
+from api.protection.nesting import MAX_NESTING, check_nesting, deep_field, too_deep
 from api.protection.priority import HIGHEST, LOWEST
 from api.sampling import within
 from engine.messages import Sampling
@@ -70,26 +71,34 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_fields(body: bytes) -> dict[str, Any]:
-    """Returns the object in `body`. Raises ApiError(400) when it holds none."""
+    """Returns the object in `body`.
+
+    Raises ApiError(400) when it holds none, or one that is nested too deeply to be worked with.
+    """
     try:
-        with nesting_refused():
-            return _decoder.decode(body)
+        fields = _decoder.decode(body)
     except msgspec.ValidationError as error:
         raise from_validation(error) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise invalid(f"The body is not valid JSON: {error}.", None, "invalid_json") from error
+    except RecursionError as error:
+        raise too_deep(deep_field(body)) from error
+    if body.count(b"[") + body.count(b"{") > MAX_NESTING:
+        check_nesting(fields)
+    return fields
 
 
 @contextlib.contextmanager
-def nesting_refused() -> Iterator[None]:
-    """Turns what a body nested too deeply does to whoever walks through it into ApiError(400).
+def nesting_refused(param: str | None = None) -> Iterator[None]:
+    """Turns what a text in the body does to whoever walks through it, as JSON nested too deeply,
+    into ApiError(400).
 
-    What could just be decoded may be too deep for whoever looks into it later.
+    The body itself has few levels; the arguments of a call come as a text of any depth.
     """
     try:
         yield
     except RecursionError as error:
-        raise invalid("The body is nested too deeply.", None, "invalid_json") from error
+        raise too_deep(param) from error
 
 
 def checked_model(name: str, facts: ModelFacts) -> str:
@@ -111,10 +120,32 @@ def refuse_unhonoured(fields: Mapping[str, Any], refused: frozenset[str]) -> Non
             raise unsupported(name, name)
 
 
+def refuse_of_chat(
+    fields: Mapping[str, Any], of_chat: frozenset[str], names: Mapping[str, str]
+) -> None:
+    """Raises ApiError(400) for a field of chat completions that another dialect does not have, and
+    that asks for something.
+
+    of_chat: those fields; names: what some of them are called in the dialect.
+    """
+    for name, value in fields.items():
+        if name in of_chat and _asks_for_something(name, value):
+            here = f"; here it is {names[name]}" if name in names else ""
+            raise invalid(
+                f"{name} is a field of chat completions{here}.", name, "unsupported_parameter"
+            )
+
+
+_USUAL = {"n": 1, "add_generation_prompt": True, "modalities": ["text"]}
+"""Field -> the only value beside null that changes nothing, where that is not false or empty."""
+
+
 def _asks_for_something(name: str, value: Any) -> bool:
     """An empty object switches web search on; elsewhere what is empty asks for nothing."""
     if name == "web_search_options":
         return value is not None
+    if name in _USUAL:
+        return value is not None and value != _USUAL[name]
     return value is not None and value is not False and value not in ("", [], {})
 
 

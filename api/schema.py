@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from api import fields
 from api.conversation.context_management import ContextManagement
 from api.conversation.restoration import MissingReasoning
 from api.conversation.simulated_tools import ThinkingRetention
@@ -104,7 +105,7 @@ HARMLESS = frozenset(
 )
 """Accepted without effect: no answer would differ."""
 
-REFUSED = frozenset(
+REFUSED = fields.REFUSED | frozenset(
     {
         "audio",
         "chat_template",
@@ -112,11 +113,7 @@ REFUSED = frozenset(
         "echo",
         "function_call",
         "functions",
-        "include_stop_str_in_output",
         "input_ids",
-        "stop_regex",
-        "truncate_prompt_tokens",
-        "use_beam_search",
         "web_search_options",
     }
 )

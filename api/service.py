@@ -18,7 +18,7 @@ from pathlib import Path
 
 import msgspec
 
-from api.admission import Door
+from api.admission import Door, in_time
 from api.chat.detokenizer import Detokenizer, TokenBytes
 from api.chat.encoding import Encoder, Prompt, TokenizerError
 from api.chat.messages import Message, PromptError
@@ -53,6 +53,7 @@ from engine.client import (
     EngineClient,
     GenerationDefaults,
 )
+from scheduler.admission import Sizes
 
 ReadRequest = Callable[[bytes, ModelFacts], ChatRequest]
 _MESSAGE = re.compile(r"messages\[(\d+)\]")
@@ -210,14 +211,17 @@ class ChatService:
         self, needed: SummaryNeeded, request: ChatRequest, request_id: str, caller: Caller
     ) -> None:
         """Has the model write the summary that a prompt waits for. Raises ApiError."""
-        text, tokens = await self._summariser.summarise(
-            needed.trajectory,
-            request_id=request_id,
-            tools=request.functions or None,
-            tenant=caller.tenant or request.tenant,
-            cache_salt=caller.cache_salt(request),
-            priority=caller.priority.of(request.priority),
-        )
+        tenant = caller.tenant or request.tenant
+        asks = Sizes(prompt_tokens=0, n=1, tenant=tenant, deadline_s=caller.deadline_s)
+        async with in_time(caller.deadline(self._door, asks)):
+            text, tokens = await self._summariser.summarise(
+                needed.trajectory,
+                request_id=request_id,
+                tools=request.functions or None,
+                tenant=tenant,
+                cache_salt=caller.cache_salt(request),
+                priority=caller.priority.of(request.priority),
+            )
         charge_tokens(tokens)
         self.conversations.summaries.put(needed.key, text)
 
@@ -296,9 +300,12 @@ class ChatService:
             # A megabyte too long need not be tokenised to be refused.
             at_least = characters // self._longest_token_bytes
             raise self._too_long(f"at least {at_least}", "messages")
+        at_least = len(msgspec.json.encode(request.functions)) // self._longest_token_bytes
+        if at_least > self.facts.max_model_len:
+            raise self._too_long(f"at least {at_least}", "tools")
         owner = owner_of(Caller(tenant, None, 0.0), request)
         try:
-            with nesting_refused():
+            with nesting_refused("messages"):
                 request, prompt = self.conversations.prompt(request, owner)
         except PromptError as error:
             raise invalid(error.message, _as_sent(error.param, request), error.code) from error

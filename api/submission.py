@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from api.admission import Deadline, Door
+from api.admission import Deadline, Door, in_time
 from api.chat.encoding import Prompt
 from api.chat_request import ChatRequest
 from api.choice import Choice
@@ -52,6 +52,12 @@ class Caller(NamedTuple):
             deadline_s=self.deadline_s,
         )
 
+    def deadline(self, door: Door, sizes: Sizes) -> Deadline | None:
+        """Returns when the first token must have come, None where the sender did not say."""
+        if self.deadline_s is None:
+            return None
+        return Deadline(door, sizes, self.begin_s + self.deadline_s)
+
     def cache_salt(self, request: GenerationRequest) -> str:
         """Returns the salt of the request's prefixes."""
         user = request.tenant
@@ -83,8 +89,11 @@ class Submitter:
         priority = caller.priority.of(request.priority)
         if request.answer is None:
             return await self._submit(part_id, request, prompt, choices, caller, priority, None)
-        # Until the engine has compiled it, too.
-        async with self._pending.place(caller.sizes(request, prompt).tenant):
+        # Until the engine has compiled it, too; all that may take longer than the first token may.
+        async with (
+            in_time(self.deadline(request, prompt, caller)),
+            self._pending.place(caller.sizes(request, prompt).tenant),
+        ):
             grammar = await self._grammars.grammar(request.answer, in_reasoning=prompt.in_reasoning)
             return await self._submit(part_id, request, prompt, choices, caller, priority, grammar)
 
@@ -150,10 +159,7 @@ class Submitter:
         self, request: GenerationRequest, prompt: Prompt, caller: Caller
     ) -> Deadline | None:
         """Returns when the first token of the answer must have come."""
-        if caller.deadline_s is None:
-            return None
-        at_s = caller.begin_s + caller.deadline_s
-        return Deadline(self._door, caller.sizes(request, prompt), at_s)
+        return caller.deadline(self._door, caller.sizes(request, prompt))
 
 
 async def all_or_none(submits: Iterable[Coroutine[Any, Any, Part]]) -> list[Part]:

@@ -29,6 +29,7 @@ from api.generation_request import (
     warn_of_unknown,
 )
 from api.grammar.answers import AnswerDemand
+from api.grammar.formats import AnswerFormat, only_one
 from api.protection.limits import check_sizes
 from api.sampling import checked_max_tokens, read_sampling, reasoning_limit
 from api.tools import ToolChoice, call_demand, read_tool_choice, read_tools
@@ -86,7 +87,7 @@ def _chat_request(request: MessagesRequest, facts: ModelFacts) -> ChatRequest:
         functions=functions,
         may_call=may_call,
         one_call=one_call,
-        answer=AnswerDemand.of(calls, None, continues=continues),
+        answer=AnswerDemand.of(calls, _answer_format(request), continues=continues),
         max_reasoning_tokens=reasoning_limit({"thinking.budget_tokens": budget_tokens}, facts),
         thinking=thinking,
         continues=continues,
@@ -109,6 +110,22 @@ def _chat_request(request: MessagesRequest, facts: ModelFacts) -> ChatRequest:
         ),
         cache_salt=request.cache_salt or "",
         priority=checked_priority(request.priority),
+    )
+
+
+def _answer_format(request: MessagesRequest) -> AnswerFormat | None:
+    """The form of the text. Raises ApiError(400) where it is asked for by both of its names."""
+    config = request.output_config
+    given = {
+        "output_config.format": config.format if config is not None else None,
+        "output_format": request.output_format,
+    }
+    return only_one(
+        [
+            AnswerFormat("json_schema", format_.schema, f"{param}.schema")
+            for param, format_ in given.items()
+            if format_ is not None
+        ]
     )
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncGenerator
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -45,9 +46,12 @@ ERROR_TYPES = {
 }
 """`type` by status where it differs from invalid_request_error (4xx) and api_error (5xx)."""
 
-BlockEvent = ContentBlockStart | ContentBlockDelta | ContentBlockStop
+_OF_MESSAGE = re.compile(
+    r"^(messages\[\d+\])\.(?:reasoning_content|role|tool_call_id|tool_calls)\b.*"
+)
+"""What is a field of a message in a chat completion, and here a block of its content."""
 
-_decode_arguments = msgspec.json.Decoder(dict[str, Any]).decode
+BlockEvent = ContentBlockStart | ContentBlockDelta | ContentBlockStop
 
 
 def message_of(completion: ChatCompletion) -> Message:
@@ -69,7 +73,8 @@ def error_body(error: ApiError) -> ErrorBody:
     kind = ERROR_TYPES.get(
         error.status, "api_error" if error.status >= 500 else "invalid_request_error"
     )
-    message = f"{error.param}: {error.message}" if error.param else error.message
+    param = _OF_MESSAGE.sub(r"\1.content", error.param or "")
+    message = f"{param}: {error.message}" if param else error.message
     return ErrorBody(ErrorDetail(kind, message))
 
 
@@ -161,8 +166,9 @@ def _blocks(choice: CompletionChoice, signature: str) -> list[Block]:
     if message.content:
         blocks.append(TextBlock(message.content))
     for call in message.tool_calls or ():
-        arguments = _decode_arguments(call.function.arguments)
-        blocks.append(ToolUseBlock(call.id, call.function.name, arguments))
+        # As the model wrote them: read and written again, they could be nested too deeply for it.
+        arguments = msgspec.Raw(call.function.arguments.encode())
+        blocks.append(ToolUseBlock(call.id, call.function.name, cast(dict[str, Any], arguments)))
     return blocks
 
 

@@ -72,6 +72,20 @@ class Metadata(msgspec.Struct, frozen=True):
     user_id: str | None = None
 
 
+class OutputFormat(msgspec.Struct, frozen=True):
+    """The text of the answer follows the schema to the letter."""
+
+    type: Literal["json_schema"]
+    schema: dict[str, Any]
+
+
+class OutputConfig(msgspec.Struct, frozen=True):
+    """V3.2 has no levels of effort, so `effort` changes nothing."""
+
+    effort: str | None = None
+    format: OutputFormat | None = None
+
+
 class MessagesRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Field names and types of `POST /v1/messages`."""
 
@@ -88,6 +102,9 @@ class MessagesRequest(msgspec.Struct, frozen=True, kw_only=True):
     tool_choice: ToolChoiceParam | None = None
     thinking: ThinkingConfig | None = None
     metadata: Metadata | None = None
+    output_config: OutputConfig | None = None
+    output_format: OutputFormat | None = None
+    """The older name of `output_config.format`."""
 
     # the extensions of chat completions
     missing_reasoning: MissingReasoning | None = None
@@ -118,9 +135,7 @@ class CountTokensRequest(msgspec.Struct, frozen=True, kw_only=True):
     cache_salt: str | None = None
 
 
-HARMLESS = frozenset(
-    {"betas", "container", "inference_geo", "mcp_servers", "output_config", "service_tier"}
-)
+HARMLESS = frozenset({"betas", "container", "inference_geo", "mcp_servers", "service_tier"})
 """Accepted without effect."""
 
 

@@ -10,6 +10,7 @@ from typing import Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from api import fields
 from api.fields import TextFields
 from api.response import PromptLogprobs, Usage
 
@@ -34,15 +35,7 @@ class CompletionsRequest(TextFields, frozen=True, kw_only=True):
 HARMLESS = frozenset({"user"})
 """Accepted without effect."""
 
-REFUSED = frozenset(
-    {
-        "include_stop_str_in_output",
-        "prompt_embeds",
-        "suffix",
-        "truncate_prompt_tokens",
-        "use_beam_search",
-    }
-)
+REFUSED = fields.REFUSED | {"prompt_embeds", "suffix"}
 """Known, would change the answer, not honoured: 400 unless null, false or empty; 0 is a value."""
 
 KNOWN = frozenset(CompletionsRequest.__struct_fields__)

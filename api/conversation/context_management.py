@@ -132,6 +132,11 @@ class PromptSizes:
         with_it = len(self._encoder.encode(history, thinking=self._thinking).token_ids)
         return with_it - self._without_step
 
+    def start(self, message: Message) -> int:
+        """Returns what the beginning of an answer adds to the prompt that it ends."""
+        prompt = self._encoder.encode([_NOBODY], thinking=self._thinking, started=message)
+        return len(prompt.token_ids) - self._without_step
+
 
 class Summaries:
     """Texts by key, bounded by bytes; what was not asked for longest goes first.
@@ -173,15 +178,19 @@ def manage(
     window_tokens: int,
     summary: Callable[[bytes], str | None],
     salt: str = "",
+    started: Message | None = None,
 ) -> Managed:
     """Returns the conversation without the steps that `rule` drops, and what was dropped.
 
-    summary: key -> text; salt: makes the keys of one owner. Raises SummaryNeeded.
+    summary: key -> text; salt: makes the keys of one owner; started: the beginning of the answer,
+    which ends this prompt, and none of those before it. Raises SummaryNeeded.
     """
     messages = list(messages)
-    limit_tokens = rule.trigger * window_tokens - rule.reserved_tokens
+    # A prompt that fills the window leaves no room for the answer, whatever the trigger.
+    limit_tokens = min(rule.trigger * window_tokens - rule.reserved_tokens, window_tokens - 1)
+    started_tokens = 0 if started is None else sizes.start(started)
     opens_turn = last_user(messages)
-    if opens_turn < 0 or sizes.prompt(messages) <= limit_tokens:
+    if opens_turn < 0 or sizes.prompt(messages) + started_tokens <= limit_tokens:
         return Managed(messages, [])
     protected, running = messages[: opens_turn + 1], messages[opens_turn + 1 :]
     question = protected[-1]
@@ -192,9 +201,8 @@ def manage(
     applied: list[Applied] = []
     first = 0
     for end in range(1, len(steps) + 1):
-        while (
-            first < end and base_tokens + tokens_before[end] - tokens_before[first] > limit_tokens
-        ):
+        end_tokens = tokens_before[end] + (started_tokens if end == len(steps) else 0)
+        while first < end and base_tokens + end_tokens - tokens_before[first] > limit_tokens:
             if len(applied) >= rule.most_resets:
                 break
             count = end - first

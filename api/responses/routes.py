@@ -16,7 +16,7 @@ from api.openapi import answers
 from api.protection.body import read_body
 from api.responses import schema
 from api.responses.events import Event
-from api.responses.request import as_sent, read_responses_request
+from api.responses.request import name_as_sent, read_responses_request
 from api.responses.response import ResponseTurn
 from api.sse import EventStream, Wire, named_event
 
@@ -43,7 +43,7 @@ def add_responses(
         try:
             turn = await unless_disconnected(request, work)
         except ApiError as error:
-            error.param = as_sent(error.param)
+            name_as_sent(error)
             raise
         headers = {"x-request-id": turn.id}
         response = ResponseTurn(turn)

@@ -17,7 +17,9 @@ from api.conversation.restoration import MissingReasoning
 from api.conversation.simulated_tools import ThinkingRetention
 from api.fields import GenerationFields
 from api.response import TokenLogprob
-from api.schema import ChatCompletionRequest, ReasoningEffort, TemplateOptions, Thinking
+from api.schema import KNOWN as CHAT_KNOWN
+from api.schema import REFUSED as CHAT_REFUSED
+from api.schema import ReasoningEffort, TemplateOptions, Thinking
 
 # --- request ----------------------------------------------------------------------------------
 
@@ -100,7 +102,8 @@ class ResponsesRequest(GenerationFields, frozen=True, kw_only=True):
     thinking_retention: ThinkingRetention | None = None
     retention_marker: str | list[str] | None = None
     context_management: ContextManagement | list[Any] | None = None
-    """Winnow's, an object; OpenAI's own is a list, and asks for what this server does not do."""
+    """Winnow's, an object; OpenAI's own is a list, whose entries ask for what this server does not
+    do. An empty one asks for nothing."""
     lenient_tool_calls: bool | None = None
 
 
@@ -108,7 +111,7 @@ KNOWN = frozenset(ResponsesRequest.__struct_fields__)
 
 TRANSLATED = frozenset({"tools", "tool_choice", "top_logprobs"})
 """Fields that have the name of another in a chat completion, and another form."""
-SAME = KNOWN.intersection(ChatCompletionRequest.__struct_fields__) - TRANSLATED
+SAME = KNOWN.intersection(CHAT_KNOWN) - TRANSLATED
 """Fields that mean the same in a chat completion."""
 
 INCLUDED_LOGPROBS = "message.output_text.logprobs"
@@ -129,6 +132,7 @@ INCLUDABLE = frozenset(
 HARMLESS = frozenset(
     {
         "access_programs",
+        "background_options",
         "max_tool_calls",
         "moderation",
         "prompt_cache_key",
@@ -152,6 +156,18 @@ REFUSED = frozenset(
     }
 )
 """Known, would change the answer, not honoured: 400 unless null, false or empty."""
+
+OF_CHAT = (CHAT_KNOWN | CHAT_REFUSED) - KNOWN - HARMLESS - REFUSED
+"""Fields of chat completions that have no place here: 400 unless they ask for nothing."""
+OWN_NAMES = {
+    "logprobs": 'include: ["message.output_text.logprobs"]',
+    "max_completion_tokens": "max_output_tokens",
+    "max_tokens": "max_output_tokens",
+    "messages": "input",
+    "reasoning_effort": "reasoning.effort",
+    "response_format": "text.format",
+}
+"""What some of them are called here."""
 
 
 # --- answer -----------------------------------------------------------------------------------

@@ -134,7 +134,7 @@ def test_lines_ask_every_route_that_generates(scripted: Scripted) -> None:
         )
 
     lines = [of(url, url) for url in requests]
-    lines += [of(url, f"bad {url}", temperature=9, max_tokens=50) for url in requests]
+    lines += [of(url, f"bad {url}", temperature=9) for url in requests]
     counts, results, _ = run(scripted, lines)
     assert (counts.completed, counts.failed) == (4, 4)
     found = {result["custom_id"]: result["response"] for result in results}

@@ -123,6 +123,11 @@ def test_bad_values_are_refused_by_name(fields: dict[str, Any], param: str) -> N
         {"modalities": ["text", "audio"]},
         {"web_search_options": {"search_context_size": "low"}},
         {"web_search_options": {}},
+        {"lora_path": "someone/else"},
+        {"no_stop_trim": True},
+        {"return_hidden_states": True},
+        {"logprob_token_ids": [1]},
+        {"truncate_prompt_tokens": 0},
     ],
 )
 def test_what_would_change_the_answer_is_refused_until_it_is_honoured(

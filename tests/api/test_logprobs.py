@@ -77,6 +77,35 @@ def test_prompt_logprobs_are_refused_by_name(scripted: Scripted, fields: Any) ->
     assert (caught.value.status, caught.value.param) == (400, "prompt_logprobs")
 
 
+@pytest.mark.parametrize("top", [0, 1, 20])
+def test_a_prompt_with_too_many_is_refused_before_the_engine_hears_of_it(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch, top: int
+) -> None:
+    """The engine, its socket and the server would hold them all until the answer begins."""
+    chat, text = body(prompt_logprobs=top), body(prompt="a" * 50, prompt_logprobs=top, n=2)
+    tokens = len(scripted.service.prepare(chat)[1].token_ids)
+    several = 2 * len(scripted.service.prepare_completion(text)[1][0].token_ids)
+
+    async def ask(answer: Any) -> None:
+        async with await answer:
+            pass
+
+    for limit in (0, 1):
+        monkeypatch.setattr("api.logprobs.MAX_PROMPT_ENTRIES", tokens * (top + 1) - limit)
+        if not limit:
+            asyncio.run(ask(scripted.service.start(chat)))
+            continue
+        with pytest.raises(ApiError, match="log-probabilities of prompt tokens") as caught:
+            asyncio.run(ask(scripted.service.start(chat)))
+        assert (caught.value.status, caught.value.param) == (400, "prompt_logprobs")
+    assert len(scripted.engine.submits) == 1
+    monkeypatch.setattr("api.logprobs.MAX_PROMPT_ENTRIES", several * (top + 1) - 1)
+    with pytest.raises(ApiError, match="log-probabilities of prompt tokens") as caught:
+        asyncio.run(ask(scripted.service.start_completion(text)))
+    assert (caught.value.status, caught.value.param) == (400, "prompt_logprobs")
+    assert len(scripted.engine.submits) == 1
+
+
 def test_the_entries_of_an_answer_are_bounded() -> None:
     check_prompt_entries(MAX_PROMPT_ENTRIES // 4, 3, "prompt_logprobs")
     with pytest.raises(ApiError) as caught:

@@ -125,6 +125,7 @@ def test_the_turn_ends_as_if_the_model_had_said_it_all(scripted: Scripted, think
         ([prefix(content="a"), USER_HI], {}, "messages[0].prefix"),
         ([USER_HI, {"role": "user", "content": "a", "prefix": True}], {}, "messages[1].prefix"),
         ([prefix(content="a")], {}, "messages[0]"),
+        ([{"role": "system", "content": "x"}, prefix(content="a")], {}, "messages[1]"),
         ([USER_HI, prefix(reasoning_content="hm")], {}, "messages[1].reasoning_content"),
         (
             [

@@ -34,7 +34,7 @@ def answer(scripted: Scripted, *said: Any, **fields: Any) -> dict[str, Any]:
         request = body(*said, **fields)
         turn = await scripted.service.start(request, read=read_messages_request)
         async with turn:
-            return msgspec.to_builtins(message_of(await turn.completion()))
+            return msgspec.json.decode(msgspec.json.encode(message_of(await turn.completion())))
 
     message: dict[str, Any] = asyncio.run(run())
     return message
@@ -94,6 +94,11 @@ def test_a_last_message_from_the_assistant_is_continued(
             {"thinking": {"type": "disabled"}},
             "messages[1].reasoning_content",
         ),
+        (
+            "Well",
+            {"output_config": {"format": {"type": "json_schema", "schema": {"type": "object"}}}},
+            "output_config.format.schema",
+        ),
     ],
 )
 def test_what_cannot_be_continued_is_named(
@@ -101,6 +106,60 @@ def test_what_cannot_be_continued_is_named(
 ) -> None:
     with pytest.raises(ApiError) as caught:
         answer(scripted, {"role": "assistant", "content": said}, **fields)
+    assert (caught.value.status, caught.value.param) == (400, param)
+
+
+@pytest.mark.parametrize("system", [None, "Be brief.", [{"type": "text", "text": "Be brief."}]])
+@pytest.mark.parametrize("thinking", [{"type": "enabled"}, {"type": "disabled"}])
+def test_a_lone_message_from_the_assistant_answers_nothing(
+    scripted: Scripted, system: Any, thinking: Any
+) -> None:
+    with pytest.raises(ApiError) as caught:
+        answer(
+            scripted,
+            messages=[{"role": "assistant", "content": "Well"}],
+            system=system,
+            thinking=thinking,
+        )
+    assert (caught.value.status, caught.value.param) == (400, "messages[0]")
+    assert "no message that the prefix could answer" in caught.value.message
+
+
+SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+FORMAT = {"type": "json_schema", "schema": SCHEMA}
+
+
+@pytest.mark.parametrize(
+    "fields", [{"output_config": {"format": FORMAT}}, {"output_format": FORMAT}]
+)
+def test_the_answer_may_be_held_to_a_schema(scripted: Scripted, fields: dict[str, Any]) -> None:
+    request = read(scripted, **fields)
+    assert request.answer is not None and request.answer.calls is None
+    assert request.answer.format is not None
+    assert (request.answer.format.value, request.answer.format.strict) == (SCHEMA, True)
+    answer(scripted, **fields)
+    (submit,) = scripted.engine.submits
+    assert submit.grammar is not None and submit.grammar.required
+    assert read(scripted, output_config={"effort": "high"}).answer is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"output_config": {"format": FORMAT}, "output_format": FORMAT}, "output_format.schema"),
+        ({"output_config": {"format": {"type": "yaml"}}}, "output_config.format.type"),
+        ({"output_format": {"type": "json_schema"}}, "output_format.schema"),
+        (
+            {"output_format": {"type": "json_schema", "schema": {"type": "no such type"}}},
+            "output_format.schema",
+        ),
+    ],
+)
+def test_a_schema_that_cannot_be_kept_is_named(
+    scripted: Scripted, fields: dict[str, Any], param: str
+) -> None:
+    with pytest.raises(ApiError) as caught:
+        answer(scripted, **fields)
     assert (caught.value.status, caught.value.param) == (400, param)
 
 

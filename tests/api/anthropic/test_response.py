@@ -107,7 +107,7 @@ def completion(finish: FinishReason, stop: str | None = None) -> ChatCompletion:
     ],
 )
 def test_a_whole_message(finish: FinishReason, stop: str | None, reason: str) -> None:
-    found = msgspec.to_builtins(message_of(completion(finish, stop)))
+    found = msgspec.json.decode(msgspec.json.encode(message_of(completion(finish, stop))))
     assert (found["stop_reason"], found["stop_sequence"]) == (reason, stop)
     assert found["content"][:2] == [
         {"type": "thinking", "thinking": "Hm.", "signature": "m1"},
@@ -139,3 +139,20 @@ def test_errors(error: ApiError, kind: str) -> None:
     assert body["type"] == "error" and body["error"]["type"] == kind
     assert error.message in body["error"]["message"]
     assert (error.param or "") in body["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("param", "shown"),
+    [
+        ("messages[1].tool_calls[0].function.arguments", "messages[1].content"),
+        ("messages[1].reasoning_content", "messages[1].content"),
+        ("messages[2].role", "messages[2].content"),
+        ("messages[2].content[1]", "messages[2].content[1]"),
+        ("messages[0]", "messages[0]"),
+        ("messages", "messages"),
+        ("tools[0].input_schema", "tools[0].input_schema"),
+    ],
+)
+def test_a_field_that_a_message_does_not_have_here_is_its_content(param: str, shown: str) -> None:
+    message = error_body(invalid("Why.", param)).error.message
+    assert message == f"{shown}: Why."

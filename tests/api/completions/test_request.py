@@ -122,6 +122,7 @@ def test_the_form_of_the_text_can_be_demanded(fields: dict[str, Any]) -> None:
         ({"logprobs": -1}, "logprobs"),
         ({"logprobs": True}, "logprobs"),
         ({"prompt_logprobs": -1}, "prompt_logprobs"),
+        ({"no_stop_trim": True}, "no_stop_trim"),
         ({"prompt_logprobs": 21}, "prompt_logprobs"),
         ({"prompt_logprobs": 0, "stream": True}, "prompt_logprobs"),
         ({"max_tokens": 0}, "max_tokens"),

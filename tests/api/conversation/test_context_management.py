@@ -26,7 +26,7 @@ from api.conversation.context_management import (
     manage,
 )
 from api.errors import ApiError
-from tests.api.scripted_engine import Scripted
+from tests.api.scripted_engine import Scripted, body
 
 SYSTEM, USER = Message("system", "Be brief."), Message("user", "Find it.")
 WINDOW_TOKENS = 1000
@@ -39,6 +39,9 @@ class Lengths:
         return sum(len(message.content) for message in messages)
 
     step = prompt
+
+    def start(self, message: Message) -> int:
+        return len(message.content)
 
 
 def step(number: int, length: int) -> list[Message]:
@@ -297,6 +300,17 @@ def test_steps_too_long_to_summarise_are_refused(scripted: Scripted) -> None:
         ask(scripted, loop(4090), context_management={"strategy": "summary"})
     assert (caught.value.status, caught.value.code) == (400, "context_length_exceeded")
     assert caught.value.param == "context_management.strategy"
+
+
+def test_a_summary_is_waited_for_within_the_deadline(scripted: Scripted) -> None:
+    scripted.engine.gate.clear()
+    rule = {"strategy": "summary"}
+    request = body(messages=loop(1000, 1000, 900), tools=[TOOL], context_management=rule)
+    with pytest.raises(ApiError, match=r"within the 0\.01 s") as caught:
+        asyncio.run(scripted.service.start(request, deadline_s=0.01))
+    assert (caught.value.status, caught.value.code) == (503, "deadline_missed")
+    assert scripted.engine.open == 0
+    assert scripted.engine.aborts == [submit.id for submit in scripted.engine.submits]
 
 
 def test_many_summaries_at_once_are_refused(scripted: Scripted) -> None:

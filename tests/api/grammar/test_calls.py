@@ -155,7 +155,8 @@ def test_parameters_may_refer_to_definitions() -> None:
 
 
 SCALARS = {
-    "string": st.text(st.characters(codec="utf-8", exclude_characters="｜"), max_size=8),
+    # In JSON, llguidance has the delete character escaped, as it has those below the space.
+    "string": st.text(st.characters(codec="utf-8", exclude_characters="｜\x7f"), max_size=8),
     "integer": st.integers(-(10**9), 10**9),
     "boolean": st.booleans(),
     "null": st.none(),

@@ -45,6 +45,44 @@ def test_a_tenant_has_few_at_once_and_others_do_not_wait(monkeypatch: pytest.Mon
     asyncio.run(run())
 
 
+def test_who_waits_for_a_place_does_so_within_its_deadline(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The only place is held by a request whose grammar is never compiled."""
+    monkeypatch.setattr(pending, "AT_ONCE", 1)
+    never = asyncio.Event()
+
+    async def stuck(message: object) -> None:
+        await never.wait()
+
+    monkeypatch.setattr(scripted.engine, "submit", stuck)
+    request = body(response_format={"type": "json_object"})
+    several = body(prompt=["a", "b"], response_format={"type": "json_object"})
+
+    async def run() -> None:
+        first = asyncio.create_task(scripted.service.start(request))
+        line = scripted.service._submitter._pending
+        while not len(line):
+            await asyncio.sleep(0)
+        for late in (
+            scripted.service.start(request, deadline_s=0.01),
+            scripted.service.start_completion(several, deadline_s=0.01),
+        ):
+            with pytest.raises(ApiError) as caught:
+                await late
+            assert (caught.value.status, caught.value.code) == (503, "deadline_missed")
+            assert "within the 0.01 s" in caught.value.message and caught.value.retry_after
+            assert len(line) == 1, "nothing is left of it"
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        # The engine's compiler is as slow: who has a place, too, waits no longer than that.
+        with pytest.raises(ApiError, match=r"within the 0\.01 s"):
+            await scripted.service.start(request, deadline_s=0.01)
+        assert len(line) == 0
+
+    asyncio.run(run())
+
+
 def test_a_request_holds_its_place_until_the_engine_has_taken_it(
     scripted: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -203,6 +203,28 @@ def test_a_body_that_never_comes_is_answered_408_and_closed(
     run(scripted, use, body_timeout_s=2.0)
 
 
+def test_a_body_that_trickles_in_gains_no_time(scripted: Scripted) -> None:
+    async def use(port: int) -> None:
+        head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n"
+        reader, writer = await connected(port, head.encode())
+
+        async def trickle() -> None:
+            with contextlib.suppress(ConnectionError):
+                while True:
+                    writer.write(b" ")
+                    await writer.drain()
+                    await asyncio.sleep(SHORT_S / 10)
+
+        trickling = asyncio.create_task(trickle())
+        with contextlib.suppress(ConnectionError):
+            assert (await reader.readuntil(b"\r\n")).startswith(b"HTTP/1.1 408")
+        trickling.cancel()
+        await asyncio.gather(trickling, return_exceptions=True)
+        await closed(writer)
+
+    run(scripted, use, body_timeout_s=SHORT_S)
+
+
 def test_a_body_behind_an_early_answer_is_not_waited_for(
     scripted: Scripted, tmp_path: Path
 ) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 
 from api.config import ServerConfig
@@ -174,6 +175,13 @@ def test_limits_of_keys_need_keys(name: str) -> None:
         ServerConfig(**fields)
 
 
+UNTIL_MARKER = {"thinking_retention": "until_marker"}
+
+
+def tool(name: str, **more: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, **more}}
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
@@ -184,6 +192,23 @@ def test_limits_of_keys_need_keys(name: str) -> None:
         ({"stop": ["x"] * 17}, "stop"),
         ({"n": 129}, "n"),
         ({"user_id": "x" * 513}, "user_id"),
+        ({"stop": ["x" * 1001]}, "stop"),
+        ({"messages": [{"role": "user", "content": "x" * 10**7}]}, "messages"),
+        ({"tools": [tool(f"f{number}") for number in range(129)]}, "tools"),
+        ({"tools": [tool("f", description="x" * 10**7)]}, "tools"),
+        ({"tools": [tool("x" * 65)]}, "tools[0].function.name"),
+        ({"bad_words": ["x"] * 101}, "bad_words"),
+        ({"bad_words": ["x" * 1001]}, "bad_words[0]"),
+        ({"allowed_token_ids": [0] * 1025}, "allowed_token_ids"),
+        ({"retention_marker": ["x"] * 17, **UNTIL_MARKER}, "retention_marker"),
+        ({"retention_marker": "x" * 1001, **UNTIL_MARKER}, "retention_marker"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"prompt_logprobs": 21}, "prompt_logprobs"),
+        ({"max_tokens": 10**12}, "max_tokens"),
+        ({"guided_choice": ["x"] * 1001}, "guided_choice"),
+        ({"guided_regex": "x" * 4097}, "guided_regex"),
+        ({"guided_grammar": "x" * 16385}, "guided_grammar"),
+        ({"guided_json": {"const": "x" * 2**16}}, "guided_json"),
     ],
 )
 def test_what_a_client_can_enlarge_has_a_limit(
@@ -192,3 +217,27 @@ def test_what_a_client_can_enlarge_has_a_limit(
     with pytest.raises(ApiError) as caught:
         asyncio.run(scripted.complete(**fields))
     assert (caught.value.status, caught.value.param) == (400, param)
+    assert not scripted.engine.submits
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"prompt": ["x"] * 129}, "prompt"),
+        ({"prompt": "x" * 10**7}, "prompt"),
+        ({"prompt": [1] * 5000}, "prompt"),
+        ({"prompt": "x", "best_of": 5}, "best_of"),
+        ({"prompt": "x", "n": 129}, "n"),
+        ({"prompt": "x", "logprobs": 21}, "logprobs"),
+        ({"prompt": ["x" * 4000] * 100, "n": 128, "echo": True}, "echo"),
+        ({"prompt": ["x" * 4000] * 100, "n": 128, "return_token_ids": True}, "return_token_ids"),
+    ],
+)
+def test_a_text_completion_has_limits_of_its_own(
+    scripted: Scripted, fields: dict[str, Any], param: str
+) -> None:
+    request = msgspec.json.encode({"model": MODEL, **fields})
+    with pytest.raises(ApiError) as caught:
+        asyncio.run(scripted.service.start_completion(request))
+    assert (caught.value.status, caught.value.param) == (400, param)
+    assert not scripted.engine.submits

@@ -9,7 +9,16 @@ import pytest
 
 from api.chat_request import ChatRequest, read_chat_request
 from api.errors import ApiError
-from api.responses.request import ResponseRequest, as_sent, read_responses_request
+from api.responses.request import (
+    ResponseRequest,
+    as_sent,
+    name_as_sent,
+    read_responses_request,
+)
+from api.responses.schema import HARMLESS, KNOWN, OF_CHAT, OWN_NAMES, REFUSED
+from api.schema import HARMLESS as CHAT_HARMLESS
+from api.schema import KNOWN as CHAT_KNOWN
+from api.schema import REFUSED as CHAT_REFUSED
 from tests.api.scripted_engine import MODEL, Scripted
 
 PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}}}
@@ -64,9 +73,17 @@ def chat(scripted: Scripted, **fields: Any) -> ChatRequest:
             {"user_id": "me", "cache_salt": "s", "priority": 2},
             {"user_id": "me", "cache_salt": "s", "priority": 2},
         ),
+        ({"context_management": []}, {}),
+        ({"context_management": None}, {}),
         *(
             (extension, extension)
             for extension in (
+                {"frequency_penalty": 0.5, "presence_penalty": -0.5, "repetition_penalty": 1.1},
+                {"logit_bias": {"1": 5}, "min_tokens": 2, "bad_words": ["no"]},
+                {"stop_token_ids": [7], "allowed_token_ids": [7, 8], "ignore_eos": True},
+                {"structured_outputs": {"regex": "a+"}},
+                {"guided_json": {"type": "object"}},
+                {"guided_choice": ["a", "b"]},
                 {"missing_reasoning": "error"},
                 {"context_management": {"strategy": "summary", "max_resets": 2}},
                 {"thinking_retention": "until_marker", "retention_marker": ["Out:"]},
@@ -188,6 +205,20 @@ def test_harmless_fields_are_let_through(scripted: Scripted) -> None:
         ({"text": {"format": {"type": "yaml"}}}, "text.format.type"),
         ({"temperature": 3}, "temperature"),
         ({"model": "gpt"}, "model"),
+        ({"context_management": [{"type": "compaction"}]}, "context_management[0].type"),
+        (
+            {"context_management": [{"type": "compaction", "compact_threshold": 1000}]},
+            "context_management[0].type",
+        ),
+        ({"context_management": [{"strategy": "summary"}]}, "context_management[0].type"),
+        ({"context_management": [None]}, "context_management[0]"),
+        ({"context_management": "auto"}, "context_management"),
+        ({"context_management": {}}, "context_management.strategy"),
+        ({"context_management": {"strategy": "forget"}}, "context_management.strategy"),
+        ({"logit_bias": {"one": 1}}, "logit_bias"),
+        ({"frequency_penalty": 3}, "frequency_penalty"),
+        ({"stop_token_ids": [-1]}, "stop_token_ids[0]"),
+        ({"min_tokens": 9, "max_output_tokens": 8}, "min_tokens"),
         (
             {"reasoning": {"effort": "none"}, "thinking": {"type": "enabled"}},
             "reasoning.effort",
@@ -201,11 +232,70 @@ def test_refusals_name_the_field(scripted: Scripted, fields: dict[str, Any], par
 
 
 @pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("messages", [{"role": "user", "content": "Hi"}]),
+        ("max_tokens", 5),
+        ("max_completion_tokens", 5),
+        ("response_format", {"type": "json_object"}),
+        ("reasoning_effort", "high"),
+        ("logprobs", True),
+        ("n", 2),
+        ("prompt_logprobs", 0),
+        ("prompt_logprobs", 3),
+        ("return_token_ids", True),
+        ("return_tokens_as_token_ids", True),
+        ("continue_final_message", True),
+        ("add_generation_prompt", False),
+        ("modalities", ["text", "audio"]),
+        ("echo", True),
+        ("functions", [FUNCTION]),
+        ("truncate_prompt_tokens", 0),
+        ("web_search_options", {}),
+    ],
+)
+def test_a_field_of_chat_completions_alone_is_refused_under_its_own_name(
+    scripted: Scripted, name: str, value: Any
+) -> None:
+    with pytest.raises(ApiError) as caught:
+        read(scripted, **{name: value})
+    name_as_sent(caught.value)
+    assert (caught.value.status, caught.value.code) == (400, "unsupported_parameter")
+    assert caught.value.param == name and name in caught.value.message
+    assert OWN_NAMES.get(name, "") in caught.value.message
+
+
+def test_no_field_of_a_chat_completion_is_dropped_in_silence() -> None:
+    """Each is honoured, known to change nothing, or refused."""
+    told = KNOWN | HARMLESS | REFUSED | OF_CHAT
+    assert CHAT_KNOWN | CHAT_REFUSED | CHAT_HARMLESS - {"prediction", "verbosity"} <= told
+
+
+def test_what_asks_for_nothing_is_let_through(
+    scripted: Scripted, caplog: pytest.LogCaptureFixture
+) -> None:
+    nothing = {name: None for name in OF_CHAT} | {
+        "n": 1,
+        "logprobs": False,
+        "return_token_ids": False,
+        "add_generation_prompt": True,
+        "modalities": ["text"],
+        "functions": [],
+        "frequency_penalty": 0,
+    }
+    read(scripted, **nothing)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
     ("param", "sent"),
     [
         (None, None),
         ("messages", "input"),
         ("input[2].role", "input[2].role"),
+        ("input[2].tool_call_id", "input[2].call_id"),
+        ("input[2].tool_calls[0].function.arguments", "input[2]"),
+        ("input[2].reasoning_content", "input[2]"),
         ("tools[3].function.parameters.properties", "tools[3].parameters.properties"),
         ("tool_choice.function.name", "tool_choice.name"),
         ("response_format.json_schema.schema", "text.format.schema"),
