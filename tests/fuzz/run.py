@@ -23,8 +23,10 @@ TESTS = (
     "tests/api/chat/test_parser_properties.py",
     "tests/api/chat/test_encoding.py",
     "tests/api/chat/test_rendering.py",
+    "tests/api/chat/test_detokenizer.py",
+    "tests/api/test_choice.py",
     "tests/api/test_fuzz_requests.py",
-    "tests/api/test_fuzz_schemas.py",
+    "tests/api/grammar/test_fuzz_schemas.py",
     "tests/api/test_any_body.py",
 )
 MUTATIONS = 1000
