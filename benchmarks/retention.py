@@ -39,7 +39,7 @@ from loadtest.studies import (
 )
 
 THIRD = 1 / 3
-SHARES = (0.2, THIRD, 0.5, 0.75, 1.0)
+SHARES = (0.2, THIRD, 0.5, 0.6, 0.75, 1.0)
 CHAT_SHARES = (THIRD, 1.0)
 AGENT_FACTORS = (0.5, 1.0, 1.5)
 LOADS = (0.5, 0.8, 1.0, 1.5, 2.0, 3.0)
@@ -75,6 +75,9 @@ def main(arguments: Sequence[str]) -> int:
         f"{group.gpus} x {group.machine.name}, {group.shape.name}; {options.agents} agents, seed "
         f"{group.seed}; {options.duration:g} s on the virtual clock after {group.warm_up_s:g} s\n"
     )
+    if options.held:
+        print(_held(agents_run(group, AGENTS, options.agents, "no pre-warm")))
+        return 0
     begin_s = time.process_time()
     with tqdm(disable=None, unit="run") as bar:
         answer = run(group, options.agents, bar)
@@ -154,6 +157,7 @@ def show(answer: Answer) -> None:
         ("error of retry-after, median", f"{100 * worst.retry.p50:.0f} %", "<= 20 %"),
     ]
     print(table((f"cache for a third, {100 * lru.utilisation:.0f} % used", "", "target"), lines))
+    print(f"\n{_held(roomy_plain)}")
     for name, runs in (
         ("by cache size", answer.by_share),
         ("by number of agents", answer.by_agents),
@@ -189,6 +193,22 @@ LOAD_HEADER = (
     "refusal ms",
     "retry error",
 )
+
+
+def _held(roomy: Run) -> str:
+    """A table of what the pages of a working set are for, and what follows for a third of them."""
+    whole = roomy.working_set_pages
+    busy = roomy.live_pages + roomy.awaited_pages
+    shares = (
+        ("answers that run", roomy.live_pages),
+        ("turns that wait for a tool", roomy.awaited_pages),
+        ("users who think", roomy.asked_again_pages - busy),
+        ("forms that nobody asks for again", whole - roomy.asked_again_pages),
+    )
+    lines = [(name, f"{pages / whole:.2f}") for name, pages in shares]
+    wait_s = roomy.least_wait_s(THIRD * whole)
+    lines.append(("least wait of a turn with a third of the pages, s", f"{wait_s:.1f}"))
+    return table(("of the working set, with room for all pages", ""), lines)
 
 
 def _third(runs: Sequence[Run]) -> list[Run]:
@@ -246,6 +266,9 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--warm-up", type=float, default=150.0, help="seconds left out")
     parser.add_argument("--duration", type=float, default=300.0, help="seconds measured")
+    parser.add_argument(
+        "--held", action="store_true", help="only print what the working set consists of"
+    )
     parser.add_argument("--plot", type=Path, help="draw a .png or .svg")
     parser.add_argument("--json", type=Path, help="write everything that was run")
     return parser

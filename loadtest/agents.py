@@ -53,9 +53,13 @@ class AgentSource:
     def working_set_tokens(self) -> int:
         """Tokens of all open conversations in every form that was computed of them, dropped ones
         too, and the system text once: what plain LRU has to hold to compute nothing again."""
+        return self.asked_again_tokens + sum(agent.dropped_tokens for agent in self._agents)
+
+    @property
+    def asked_again_tokens(self) -> int:
+        """Tokens of all open conversations as they stand, and the system text once."""
         system = self.shape.system_tokens
-        held = sum(agent.open_tokens + agent.dropped_tokens - system for agent in self._agents)
-        return system + held
+        return system + sum(agent.open_tokens - system for agent in self._agents)
 
     def begin(self) -> Iterator[Arrival]:
         """Agents enter one after the other over `ramp_s`."""

@@ -91,6 +91,8 @@ class Observed:
         """(time, live, idle), sampled with the snapshots."""
         self.working_set_tokens: list[tuple[float, int]] = []
         """(time, tokens), sampled with them too."""
+        self.asked_again_tokens: list[tuple[float, int]] = []
+        self.awaited_pages: list[tuple[float, int]] = []
 
 
 class Simulator:
@@ -225,6 +227,8 @@ class Simulator:
         idle = scheduler.pool.available_pages - scheduler.pool.free_pages
         observed.pages.append((now_s, live, idle))
         observed.working_set_tokens.append((now_s, self.source.working_set_tokens))
+        observed.asked_again_tokens.append((now_s, self.source.asked_again_tokens))
+        observed.awaited_pages.append((now_s, scheduler.pool.idle_of("awaited")))
 
     # ---------------------------------------------------------------- steps
 

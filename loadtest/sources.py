@@ -51,6 +51,11 @@ class Source(Protocol):
         """Tokens that a later request may begin with, as far as is known; 0: nothing is."""
         ...
 
+    @property
+    def asked_again_tokens(self) -> int:
+        """Those of them that the next requests will begin with."""
+        ...
+
     def begin(self) -> Iterator[Arrival]:
         """Yields what comes in any case, in order."""
         ...
@@ -81,6 +86,10 @@ class TraceSource:
 
     @property
     def working_set_tokens(self) -> int:
+        return 0
+
+    @property
+    def asked_again_tokens(self) -> int:
         return 0
 
     def begin(self) -> Iterator[Arrival]:

@@ -49,7 +49,10 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     cache_share: float
     """Pages of the cache, of the working set."""
     working_set_pages: float
+    asked_again_pages: float
+    """Of the working set, what the next requests will begin with."""
     live_pages: float
+    awaited_pages: float
     """Means over the measured time."""
     utilisation: float
     """That of the run with room for all pages."""
@@ -65,6 +68,22 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
         """Mean time to the first token of a later message of the user."""
         found = self.report.first_token_s.get("user")
         return found.mean if found is not None else 0.0
+
+    @property
+    def turn_s(self) -> float:
+        """Mean time from one message of an agent's user to the next."""
+        found = self.report.first_token_s
+        turns = sum(found[kind].count for kind in ("first", "user") if kind in found)
+        return self.agents * self.report.seconds / max(1, turns)
+
+    def least_wait_s(self, pages: float) -> float:
+        """What a turn has to wait for room, in the mean, where there are only so many pages; this
+        run had room for all.
+
+        A turn holds pages while it runs and while it waits for its tools. With fewer pages than all
+        turns hold at this pace, they go at the pace at which pages become free (Little's law).
+        """
+        return max(0.0, self.turn_s * ((self.live_pages + self.awaited_pages) / pages - 1))
 
 
 def agents_run(
@@ -107,13 +126,17 @@ def agents_run(
         measured_from_s=group.warm_up_s,
     )
     held = _mean(n / PAGE_TOKENS for _, n in _measured(observed.working_set_tokens, group))
+    asked = _mean(n / PAGE_TOKENS for _, n in _measured(observed.asked_again_tokens, group))
     live = _mean(pages for _, pages, _ in _measured(observed.pages, group))
+    awaited = _mean(pages for _, pages in _measured(observed.awaited_pages, group))
     return Run(
         policy=policy,
         agents=agents,
         cache_share=pages / (held if ample is None else ample.working_set_pages),
         working_set_pages=held,
+        asked_again_pages=asked,
         live_pages=live,
+        awaited_pages=awaited,
         utilisation=found.utilisation if ample is None else ample.utilisation,
         report=found,
     )

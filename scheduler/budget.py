@@ -84,9 +84,11 @@ class Budget:
         time for it; with `spare_time_only` it gets what is left inside the target, or nothing.
         """
         count = min(wanted, self.tokens)
-        target_s = self.config.inter_token_target_s
-        if self.predictor is not None and target_s is not None and count > 0:
-            if self.sums.decode_rows or spare_time_only:
+        if count <= 0:
+            return 0
+        if self.sums.decode_rows or spare_time_only:
+            target_s = self.config.inter_token_target_s
+            if self.predictor is not None and target_s is not None:
                 fitting = self.predictor.largest_chunk(self.sums, start, count, target_s)
                 floor = 0
                 if not self.rows:
@@ -94,12 +96,13 @@ class Budget:
                 if not spare_time_only and not self.sums.prefill_rows:
                     floor = self.config.prefill_floor_tokens
                 count = min(count, max(fitting, floor))
-        return self._fit_scores(start, count)
+        return count if start + count <= self.unscored_tokens else self._fit_scores(start, count)
 
     def spend(self, start: int, count: int) -> None:
         """Takes a prefill row."""
         self.tokens -= count
-        self.score_bytes -= self._scores(start, count)
+        if start + count > self.unscored_tokens:
+            self.score_bytes -= count * (start + count) * SCORE_BYTES
         self.rows += 1
         self.sums.add_chunk(start, count, self.forms.selected_tokens)
 
@@ -117,16 +120,10 @@ class Budget:
 
     def _fit_scores(self, start: int, count: int) -> int:
         """The most tokens up to `count` whose scores fit; rows without scores always do."""
-        if count <= 0:
-            return 0
         room = max(0, self.score_bytes)
-        if self._scores(start, count) <= room:
+        if count * (start + count) * SCORE_BYTES <= room:
             return count
         # The largest c with c * (start + c) scores, or the largest chunk that needs no scores.
         fitting = (isqrt(start * start + 4 * (room // SCORE_BYTES)) - start) // 2
         fitting = min(count, max(fitting, self.unscored_tokens - start))
         return fitting if fitting > 0 else int(not self.rows)
-
-    def _scores(self, start: int, count: int) -> int:
-        context = start + count
-        return count * context * SCORE_BYTES if context > self.unscored_tokens else 0

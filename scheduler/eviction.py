@@ -1,4 +1,4 @@
-"""Which idle page goes next: a grid of lists, class by log2 of the page's position.
+"""Which idle page goes next: a grid of queues, class by log2 of the page's position.
 
 Every operation is O(1).
 
@@ -6,10 +6,13 @@ Every operation is O(1).
     position    a late token costs more to compute again than an early one, so its page earns more
     recency     inside a cell, least recently used first
 
+The pages of a run (`scheduler.runs`) were used together and a late one is worth no less than an
+early one, so runs are listed, by their last page, and go from there.
+
 Cells of one class are compared by credit: when a page was used last, in pages used so far, plus
 what it is worth. A page that costs twice as much as the first of its chain counts as used one
 turnover of the cache later; none stays for ever, and with equal worth it is plain LRU. Within a
-cell worth is equal and time only grows, so each list is in order of credit and only the heads of a
+cell worth is equal and time only grows, so each queue is in order of credit and only the heads of a
 class's occupied cells have to be compared.
 """
 
@@ -17,108 +20,96 @@ from __future__ import annotations
 
 from typing import Literal
 
+from scheduler.runs import UNLISTED, Run
+
 IdleClass = Literal["dead", "stable", "awaited"]
 EVICTION_ORDER: tuple[IdleClass, ...] = ("dead", "stable", "awaited")
 
-NO_PAGE = -1
 BUCKETS = 32
 """Of log2(position); 2**31 pages are more than any sequence has."""
 
 
 class EvictionGrid:
-    """Pages that may be evicted, none of which has a cached page after it.
+    """Idle runs that no cached page follows.
 
-    Lists are doubly linked through two arrays with a sentinel per cell at total_pages + cell, so
-    that a page leaves the middle of its list in O(1) when a prefix hit brings it back to life.
     `doubling_pages` is the position at which a page costs twice as much as the first one; 0 makes
     all equal.
     """
 
     def __init__(self, total_pages: int, doubling_pages: float = 0.0) -> None:
-        self.total_pages = total_pages
-        sentinels = range(total_pages, total_pages + len(EVICTION_ORDER) * BUCKETS)
-        self._next = [NO_PAGE] * total_pages + list(sentinels)
-        self._previous = [NO_PAGE] * total_pages + list(sentinels)
-        self.credits = [0.0] * total_pages
-        """What each page was credited with when it was last used; written by who uses it."""
         turnover = total_pages / doubling_pages if doubling_pages else 0.0
         self._worth = [(1 << bucket >> 1) * turnover for bucket in range(BUCKETS)]
         self._used = 0
         """Pages used so far."""
-        self._occupied: list[list[int]] = [[] for _ in EVICTION_ORDER]
-        """Sentinels of the cells that hold pages, by class."""
+        # Rings, doubly linked: a prefix hit takes a run out of the middle of its queue, in O(1).
+        self._cells = [Run(None, 0) for _ in range(len(EVICTION_ORDER) * BUCKETS)]
+        for cell in self._cells:
+            cell.previous = cell.next = cell
+        self._occupied: list[list[Run]] = [[] for _ in EVICTION_ORDER]
+        """Cells that hold runs, by class."""
 
-    def __contains__(self, page: int) -> bool:
-        return self._next[page] != NO_PAGE
-
-    def use(self, pages: int) -> None:
-        """Lets time go on by the pages that one sequence has used."""
+    def use(self, pages: int) -> int:
+        """Lets time go on by the pages that one sequence has used; returns it."""
         self._used += pages
+        return self._used
 
-    def credit(self, position: int) -> float:
-        """Returns the credit of a page that is used now, by its place in its chain."""
-        return self._used + self._worth[position.bit_length()]
+    def credit(self, run: Run) -> float:
+        """Returns the credit of a run's last page."""
+        return run.used + self._worth[(run.end - 1).bit_length()]
 
-    def add(self, page: int, kind: int, position: int) -> None:
-        """Lists a page by its credit; `kind` is the class's place in EVICTION_ORDER.
+    def add(self, run: Run) -> None:
+        """Lists a run by its credit.
 
-        A credit older than its cell's newest is rounded up to that one: such a page has just lost
-        the last page after it while others used it, a place where conversations branch.
+        A use older than its cell's newest is rounded up to that one: such a run has just lost what
+        followed it while others used it, a place where conversations branch.
         """
-        sentinel = self.total_pages + kind * BUCKETS + position.bit_length()
-        last = self._previous[sentinel]
-        if last != sentinel and self.credits[last] > self.credits[page]:
-            self.credits[page] = self.credits[last]
-        self._link(page, kind, sentinel, last, sentinel)
+        cell = self._cell(run)
+        last = cell.previous
+        if last is not cell:
+            run.used = max(run.used, last.used)
+        self._link(run, last, cell, cell)
 
-    def add_next(self, page: int, kind: int, position: int) -> None:
-        """Lists a page that has no more credit than any other of its class."""
-        sentinel = self.total_pages + kind * BUCKETS + position.bit_length()
-        self._link(page, kind, sentinel, sentinel, self._next[sentinel])
+    def add_next(self, run: Run) -> None:
+        """Lists a run that has no more credit than any other of its class."""
+        cell = self._cell(run)
+        self._link(run, cell, cell.next, cell)
 
-    def remove(self, page: int) -> None:
-        """Takes a listed page out."""
-        next_, previous = self._next, self._previous
-        after, before = next_[page], previous[page]
-        next_[before], previous[after] = after, before
-        next_[page] = previous[page] = NO_PAGE
-        if before == after:
-            self._occupied[(before - self.total_pages) // BUCKETS].remove(before)
+    def remove(self, run: Run) -> None:
+        """Takes a listed run out."""
+        before, after = run.previous, run.next
+        before.next, after.previous = after, before
+        run.previous = run.next = UNLISTED
+        if before is after:
+            self._occupied[run.kind].remove(before)
 
-    def pop(self) -> int:
-        """Returns the page that goes next, taken out; NO_PAGE when none is listed."""
-        next_, previous = self._next, self._previous
-        for kind, occupied in enumerate(self._occupied):
-            if not occupied:
-                continue
-            # What `next_of` and `remove` do, without the calls: pages are evicted one by one.
-            page = next_[occupied[0]] if len(occupied) == 1 else self.next_of(kind)
-            after, before = next_[page], previous[page]
-            next_[before], previous[after] = after, before
-            next_[page] = previous[page] = NO_PAGE
-            if before == after:
-                occupied.remove(before)
-            return page
-        return NO_PAGE
+    def pop(self) -> Run:
+        """Returns the run whose last page goes next, taken out; one at least is listed."""
+        for occupied in self._occupied:
+            if occupied:
+                break
+        # What `next_of` and `remove` do, without the calls: runs may be as short as a page.
+        run = occupied[0].next if len(occupied) == 1 else self._first(occupied)
+        before, after = run.previous, run.next
+        before.next, after.previous = after, before
+        run.previous = run.next = UNLISTED
+        if before is after:
+            occupied.remove(before)
+        return run
 
-    def next_of(self, kind: int) -> int:
-        """Returns the page of one class that goes before the others; NO_PAGE when it has none."""
-        credits, next_, occupied = self.credits, self._next, self._occupied[kind]
-        if not occupied:
-            return NO_PAGE
-        if len(occupied) == 1:
-            return next_[occupied[0]]
-        best, lowest, lowest_cell = NO_PAGE, 0.0, 0
-        for sentinel in occupied:
-            page = next_[sentinel]
-            credit = credits[page]
-            # On a tie the cheaper cell: the order of `occupied` must not matter.
-            if best < 0 or credit < lowest or (credit == lowest and sentinel < lowest_cell):
-                best, lowest, lowest_cell = page, credit, sentinel
-        return best
+    def next_of(self, kind: int) -> Run | None:
+        """Returns the run of one class that goes before the others; None when it has none."""
+        occupied = self._occupied[kind]
+        return self._first(occupied) if occupied else None
 
-    def _link(self, page: int, kind: int, sentinel: int, before: int, after: int) -> None:
-        if before == after:
-            self._occupied[kind].append(sentinel)
-        self._next[before] = self._previous[after] = page
-        self._next[page], self._previous[page] = after, before
+    def _first(self, occupied: list[Run]) -> Run:
+        # On a tie the cheaper cell: the order of `occupied` must not matter.
+        return min((c.next for c in occupied), key=lambda run: (self.credit(run), run.end))
+
+    def _cell(self, run: Run) -> Run:
+        return self._cells[run.kind * BUCKETS + (run.end - 1).bit_length()]
+
+    def _link(self, run: Run, before: Run, after: Run, cell: Run) -> None:
+        if before is after:
+            self._occupied[run.kind].append(cell)
+        before.next = after.previous = run
+        run.previous, run.next = before, after

@@ -30,16 +30,19 @@ class ServiceCounters:
 
     def arrive(self, tenant: str) -> None:
         """Says that a tenant without waiting requests has one now."""
-        self._served[tenant] = max(self.served(tenant), self._floor)
-        if len(self._served) > FORGET_ABOVE:
+        served = self._served
+        if served.get(tenant, -1) < self._floor:
+            served[tenant] = self._floor
+        if len(served) > FORGET_ABOVE:
             # A tenant forgotten starts at the floor again, so those go who stand closest to it.
-            kept = sorted(self._served, key=self._served.__getitem__)[FORGET_ABOVE // 2 :]
-            self._served = {tenant: self._served[tenant] for tenant in kept}
+            kept = sorted(served, key=served.__getitem__)[FORGET_ABOVE // 2 :]
+            self._served = {tenant: served[tenant] for tenant in kept}
 
     def choose(self, tenant: str) -> None:
         """Says that this tenant was the one served least and its request starts."""
-        self._floor = max(self._floor, self.served(tenant))
+        self._floor = max(self._floor, self._served.get(tenant, 0))
 
     def charge(self, tenant: str, *, prompt_tokens: int = 0, output_tokens: int = 0) -> None:
         """Counts tokens computed for a tenant."""
-        self._served[tenant] = self.served(tenant) + prompt_tokens + OUTPUT_WEIGHT * output_tokens
+        served = self._served.get(tenant, self._floor)
+        self._served[tenant] = served + prompt_tokens + OUTPUT_WEIGHT * output_tokens

@@ -25,7 +25,9 @@ class FormPolicy(msgspec.Struct, frozen=True):
     @property
     def unscored_tokens(self) -> int:
         """Context up to which rows need no index scores."""
-        return {"auto": self.top_k, "sparse": 0, "dense": EVERY_TOKEN}[self.attention]
+        if self.attention == "auto":
+            return self.top_k
+        return 0 if self.attention == "sparse" else EVERY_TOKEN
 
     @property
     def selected_tokens(self) -> int:

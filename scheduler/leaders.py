@@ -39,11 +39,12 @@ class PrefixLeaders:
     def advance(self, leader: Sequence) -> None:
         """Takes note of what a sequence has published, and of what it computes next."""
         self._unregister(leader)
-        if leader.published_pages < len(leader.keys):
-            key = leader.keys[leader.published_pages]
+        published = leader.published_pages
+        if published < len(leader.keys):
+            key = leader.keys[published]
             self._by_key[key] = leader
             self._key_of[leader.arrival] = key
-            self.waiting.unpark(leader, leader.published_pages)
+            self.waiting.unpark(leader, published)
         else:
             self.waiting.unpark(leader)
 

@@ -13,10 +13,13 @@ preempts a running one.
 
 from __future__ import annotations
 
+import msgspec
+
 from scheduler.backlog import Backlog
 from scheduler.budget import SCORE_BYTES, Budget, Predictor, StepSums
 from scheduler.config import SchedulerConfig
 from scheduler.leaders import PrefixLeaders
+from scheduler.pages import Prefix
 from scheduler.plan import Form, NewSlot, Prepare, Row, Sample, StepPlan
 from scheduler.pre_warm import PreWarmer
 from scheduler.queue import WaitingQueue
@@ -31,19 +34,21 @@ GROWTH_RESERVE = 0.05
 """Share of the pages that new turns leave to those that run."""
 
 
-class PlannedStep:
+NO_PLAN = StepPlan(-1, ())
+
+
+class PlannedStep(msgspec.Struct):
     """A step in the making, and then what its commit has to know."""
 
-    def __init__(self, budget: Budget) -> None:
-        self.budget = budget
-        self.sequences: list[Sequence] = []
-        """Of the rows, in their order."""
-        self.rows: list[Row] = []
-        self.decode_rows = 0
-        """They come first."""
-        self.prefills: list[tuple[Sequence, Row]] = []
-        self.new_slots: list[NewSlot] = []
-        self.plan = StepPlan(-1, ())
+    budget: Budget
+    sequences: list[Sequence] = []
+    """Of the rows, in their order."""
+    rows: list[Row] = []
+    decode_rows: int = 0
+    """They come first."""
+    prefills: list[tuple[Sequence, Row]] = []
+    new_slots: list[NewSlot] = []
+    plan: StepPlan = NO_PLAN
 
     @property
     def sums(self) -> StepSums:
@@ -51,12 +56,12 @@ class PlannedStep:
 
     def add(self, sequence: Sequence, count: int, *, samples: bool = True) -> None:
         """Plans a prefill row."""
-        start = sequence.computed_tokens
-        self.budget.spend(start, count)
+        start, budget = sequence.computed_tokens, self.budget
+        budget.spend(start, count)
         ends = samples and start + count == sequence.known_tokens
-        form = self.budget.forms.form(start, count)
+        form = budget.forms.form(start, count)
         sample: Sample = "last" if ends else "none"
-        if sequence.wants_prompt_logprobs:
+        if sequence.prompt_logprobs is not None and sequence.wants_prompt_logprobs:
             sample = "every"
         row = Row(sequence.slot, start, count, sample, form)
         self.prefills.append((sequence, row))
@@ -86,19 +91,20 @@ class StepPlanner:
     def plan(self, number: int) -> PlannedStep:
         """Returns the next step."""
         running = self.running
-        if len(self.waiting) or running.prefilling:
+        if self.pre_warmer.active is not None and (self.waiting.count or running.prefilling):
             self._drop_pre_warm()
         preemptions = self.preemptions
-        new_pages = self._grow()
+        new_pages = self._grow() if running.decoding else ()
         may_join = self.preemptions == preemptions
         step = PlannedStep(Budget(self.config, self.predictor))
         starving = self._starved_steps >= PATIENCE_STEPS
         if starving:
             self._plan_prefills(step, may_join, only_floor=True)
-        self._plan_decodes(step)
+        if running.decoding:
+            self._plan_decodes(step)
         if not (starving and step.prefills):
             self._plan_prefills(step, may_join)
-        wanted = running.prefilling or (len(self.waiting) and running.free_slots)
+        wanted = running.prefilling or (self.waiting.count and running.free_slots)
         self._starved_steps = 0 if step.prefills or not wanted else self._starved_steps + 1
         self._plan_pre_warm(step)
         for sequence, row in step.prefills:
@@ -167,7 +173,8 @@ class StepPlanner:
         With `only_floor` at most one row, and no more than the floor.
         """
         longest = self.config.prefill_floor_tokens if only_floor else self.config.max_model_len
-        for sequence in sorted(self.running.prefilling.values(), key=lambda s: s.rank):
+        prefilling = self.running.prefilling
+        for sequence in sorted(prefilling.values(), key=lambda s: s.rank) if prefilling else ():
             while may_join and self._is_urgent(sequence) and self._join(step, longest):
                 if only_floor:
                     return
@@ -177,7 +184,7 @@ class StepPlanner:
                 step.add(sequence, count)
                 if only_floor:
                     return
-        while may_join and self._join(step, longest) and not only_floor:
+        while may_join and self.waiting.count and self._join(step, longest) and not only_floor:
             pass
 
     def _is_urgent(self, sequence: Sequence) -> bool:
@@ -188,13 +195,13 @@ class StepPlanner:
     def _join(self, step: PlannedStep, longest: int) -> bool:
         """Starts who is next in the queue; returns whether there was one who fitted."""
         running = self.running
-        if not len(self.waiting) or not running.free_slots or step.budget.tokens <= 0:
+        if not running.free_slots or step.budget.tokens <= 0:
             return False
         joining = self._joining()
         if joining is None:
             return False
         sequence, found, passed = joining
-        known, start = sequence.known_tokens, len(found) * self.config.page_tokens
+        known, start = sequence.known_tokens, found.end * self.config.page_tokens
         count = step.budget.fit(start, min(longest, known - start))
         if not count:
             return False
@@ -203,13 +210,13 @@ class StepPlanner:
         if sequence.cached_tokens is None:
             sequence.cached_tokens = start
             running.service.charge(sequence.tenant, prompt_tokens=known - start)
-            self.pre_warmer.found(sequence.keys, len(found))
+            self.pre_warmer.found(sequence.keys, found.end)
         self.backlog.set(sequence, sequence.prompt_tokens - start)
         step.add(sequence, count)
         return True
 
-    def _joining(self) -> tuple[Sequence, list[int], Sequence | None] | None:
-        """Returns who starts next, the cached pages to start with, and whom it passes; None when
+    def _joining(self) -> tuple[Sequence, Prefix, Sequence | None] | None:
+        """Returns who starts next, the cached prefix to start with, and whom it passes; None when
         nobody fits.
 
         That is the head of the queue, or one who may pass it while there is no room for it. Who
@@ -221,10 +228,10 @@ class StepPlanner:
             known = sequence.known_tokens
             limit = sequence.reusable_tokens // size
             found = pool.match(sequence.keys, limit)
-            if self.leaders.park(sequence, len(found), limit):
+            if self.leaders.park(sequence, found.end, limit):
                 sequence, passed = self.waiting.head(), None
                 continue
-            missing = -(-known // size) - len(found)
+            missing = -(-known // size) - found.end
             if missing + pool.count_idle(found) <= self._room(sequence):
                 return sequence, found, passed
             passed = sequence
@@ -260,7 +267,7 @@ class StepPlanner:
         """
         running, warmer = self.running, self.pre_warmer
         timed = self.predictor is not None and self.config.inter_token_target_s is not None
-        if running.prefilling or len(self.waiting) or (running.decoding and not timed):
+        if running.prefilling or self.waiting.count or (running.decoding and not timed):
             return
         if warmer.active is None:
             if not running.free_slots or (started := warmer.start(self._pre_warms)) is None:

@@ -88,7 +88,7 @@ class PreWarmer:
                 form.keys.extend(prefix_keys(form.root_key, form.token_ids, size))
             keys = list(form.keys)
             found = pool.match(keys)
-            missing = len(keys) - len(found)
+            missing = len(keys) - found.end
             spare = pool.available_pages - pool.idle_of("awaited")
             if not missing or missing + pool.count_idle(found) > spare:
                 continue
@@ -103,10 +103,10 @@ class PreWarmer:
                 arrival=arrival,
                 keys=keys,
             )
-            pool.hold(found)
-            sequence.pages = found + pool.allocate(missing)
-            sequence.computed_tokens = len(found) * size
-            sequence.published_pages = self._active_from_pages = len(found)
+            sequence.run = pool.hold(found)
+            sequence.pages = found.pages() + pool.allocate(missing)
+            sequence.computed_tokens = found.end * size
+            sequence.published_pages = self._active_from_pages = found.end
             self.active, self._active_form = sequence, form
             return sequence
         return None

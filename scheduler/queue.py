@@ -30,11 +30,6 @@ Turn = tuple[int, int]
 """Place among a tenant's own, and the arrival that no other has."""
 
 
-def _turn(sequence: Sequence) -> Turn:
-    arrival = sequence.arrival
-    return (arrival - HEAD_START if sequence.continues else arrival), arrival
-
-
 class _Line:
     """Requests of one priority, those that continue or the others."""
 
@@ -46,28 +41,41 @@ class _Line:
 
     def enter(self, sequence: Sequence, served: int) -> None:
         """Adds a request of a tenant with this counter."""
-        tenant, turn = sequence.tenant, _turn(sequence)
+        tenant, arrival = sequence.tenant, sequence.arrival
+        turn = (arrival - HEAD_START if sequence.continues else arrival), arrival
         lane = self.lanes.get(tenant)
         if lane is None:
             lane = self.lanes[tenant] = []
             heappush(self.tenants, (served, turn, tenant))
         heappush(lane, (turn, sequence))
 
+    def leave(self, sequence: Sequence) -> None:
+        """Takes out who comes first."""
+        tenant = sequence.tenant
+        lane = self.lanes[tenant]
+        assert lane[0][1] is sequence, "only the first of a tenant leaves"
+        heappop(lane)
+        if not lane and self.tenants[0][2] == tenant:
+            heappop(self.tenants)
+            del self.lanes[tenant]
+
     def first(self, service: ServiceCounters) -> tuple[int, Turn, str] | None:
         """Returns the entry of the tenant whose turn it is; None when nobody waits."""
-        while self.tenants:
-            served, turn, tenant = self.tenants[0]
+        tenants = self.tenants
+        while tenants:
+            known = tenants[0]
+            tenant = known[2]
             lane = self.lanes[tenant]
             while lane and not lane[0][1].waiting:
                 heappop(lane)
             if not lane:
-                heappop(self.tenants)
+                heappop(tenants)
                 del self.lanes[tenant]
                 continue
             entry = (service.served(tenant), lane[0][0], tenant)
-            if entry == (served, turn, tenant):
-                return entry
-            heapreplace(self.tenants, entry)
+            if entry == known:
+                return known
+            heapreplace(tenants, entry)
         return None
 
     def of(self, tenant: str) -> Sequence:
@@ -89,7 +97,7 @@ class _Level:
         continuing, new = self.continuing.first(service), self.new.first(service)
         if continuing is not None and (new is None or continuing < new):
             return self.continuing.of(continuing[2])
-        return self.new.of(new[2]) if new is not None else None
+        return None if new is None else self.new.of(new[2])
 
 
 class WaitingQueue:
@@ -101,10 +109,11 @@ class WaitingQueue:
         self._priorities: list[int] = []
         self._parked: dict[int, list[tuple[int, Sequence]]] = {}
         """Arrival of a leader -> (pages it must have published, follower)."""
-        self._count = 0
+        self.count = 0
+        """Sequences that wait, in line and parked."""
 
     def __len__(self) -> int:
-        return self._count
+        return self.count
 
     def __iter__(self) -> Iterator[Sequence]:
         """Yields every waiting sequence, in no useful order."""
@@ -117,7 +126,7 @@ class WaitingQueue:
     def push(self, sequence: Sequence) -> None:
         """Puts a sequence in line; `continues` must not change while it waits."""
         sequence.waiting = True
-        self._count += 1
+        self.count += 1
         self._enter(sequence)
 
     def remove(self, sequence: Sequence) -> None:
@@ -128,16 +137,16 @@ class WaitingQueue:
         """
         sequence.waiting = False
         sequence.prompt_ids, sequence.keys = [], []
-        self._count -= 1
+        self.count -= 1
 
     def head(self) -> Sequence | None:
         """Returns who starts next, still in line; None when nobody is."""
-        for priority in list(self._priorities):
-            head = self._levels[priority].head(self.service)
+        priorities = self._priorities
+        while priorities:
+            head = self._levels[priorities[0]].head(self.service)
             if head is not None:
                 return head
-            del self._levels[priority]
-            self._priorities.remove(priority)
+            del self._levels[priorities.pop(0)]
         return None
 
     def passing(self, head: Sequence) -> Sequence | None:
@@ -157,7 +166,7 @@ class WaitingQueue:
             passed.passed += 1
         self._leave(sequence)
         sequence.waiting = False
-        self._count -= 1
+        self.count -= 1
 
     def park(self, sequence: Sequence, leader: Sequence, pages: int) -> None:
         """Takes the head, or who may pass it, out of line until a leader has published pages."""
@@ -191,6 +200,4 @@ class WaitingQueue:
         level.line(sequence).enter(sequence, self.service.served(tenant))
 
     def _leave(self, sequence: Sequence) -> None:
-        lane = self._levels[sequence.priority].line(sequence).lanes[sequence.tenant]
-        assert lane[0][1] is sequence, "only the first of a tenant leaves"
-        heappop(lane)
+        self._levels[sequence.priority].line(sequence).leave(sequence)

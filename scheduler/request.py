@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Literal
 
 import msgspec
 
 from scheduler.logprobs import TokenLogprobs
 from scheduler.retention import Span
+from scheduler.runs import Run
 
 __all__ = ["FinishReason", "ReasoningBudget", "Sampling", "Sequence", "Span"]
 
@@ -63,97 +65,63 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
     cached."""
 
 
+@dataclass(slots=True, eq=False)
 class Sequence:
     """One choice of one request: its tokens, its pages, and how many tokens are in the cache."""
 
-    __slots__ = (
-        "arrival",
-        "backlog_tokens",
-        "cached_tokens",
-        "capacity_tokens",
-        "charged_tokens",
-        "choice",
-        "computed_tokens",
-        "continues",
-        "full_tokens",
-        "keys",
-        "output_ids",
-        "output_limit",
-        "pages",
-        "passed",
-        "priority",
-        "prompt_ids",
-        "prompt_logprobs",
-        "prompt_tokens",
-        "published_pages",
-        "request_id",
-        "root_key",
-        "sampling",
-        "slot",
-        "stop_tokens",
-        "tenant",
-        "waiting",
-    )
+    request_id: str
+    choice: int
+    prompt_ids: list[int]
+    """Shared with whoever gave it; never changed."""
+    sampling: Sampling
+    root_key: bytes
+    arrival: int
+    keys: list[bytes] = field(default_factory=list)
+    """Identity of each full page so far (scheduler.prefix)."""
+    priority: int = 0
+    tenant: str = ""
+    continues: bool = False
+    """It goes on with work whose pages are kept for it: a turn whose tools have answered, or what
+    was preempted."""
+    stop_tokens: frozenset[int] = frozenset()
+    end_tokens: int = 0
+    """Tokens, the prompt's included, after which it ends whatever it says."""
 
-    def __init__(
-        self,
-        request_id: str,
-        choice: int,
-        token_ids: list[int],
-        sampling: Sampling,
-        *,
-        root_key: bytes,
-        arrival: int,
-        keys: list[bytes] | None = None,
-        priority: int = 0,
-        tenant: str = "",
-        continues: bool = False,
-        stop_tokens: frozenset[int] = frozenset(),
-        end_tokens: int = 0,
-    ) -> None:
-        self.request_id = request_id
-        self.choice = choice
-        self.prompt_ids = token_ids
-        """Shared with whoever gave it; never changed."""
-        self.output_ids: list[int] = []
-        """Generated tokens; the last one may not be in the cache yet."""
-        self.prompt_tokens = len(token_ids)
-        self.computed_tokens = 0
-        """Tokens whose latent and index key are in the cache, from the start."""
-        self.sampling = sampling
-        wanted = sampling.prompt_logprobs is not None and choice == 0
-        self.prompt_logprobs: list[TokenLogprobs] | None = [] if wanted else None
-        """Of the prompt's tokens from the second on, as far as they are known; None: not wanted."""
-        self.stop_tokens = stop_tokens
-        self.output_limit = end_tokens - len(token_ids)
-        """Generated tokens after which it ends whatever it says."""
-        self.pages: list[int] = []
-        self.capacity_tokens = 0
-        """Tokens that its pages hold."""
-        self.keys: list[bytes] = [] if keys is None else keys
-        """Identity of each full page so far (scheduler.prefix)."""
-        self.published_pages = 0
-        """Leading pages that the pool knows by their identity."""
-        self.full_tokens = 0
-        """Computed tokens at which the next page is full."""
-        self.cached_tokens: int | None = None
-        """Prompt tokens found in the cache when it was first admitted; None before."""
-        self.backlog_tokens = 0
-        """Prompt tokens it still has to compute, as far as is known."""
-        self.charged_tokens = 0
-        """Generated tokens that its tenant was charged for."""
-        self.root_key = root_key
-        self.slot = -1
-        """Row in the engine's mirrors while running, else -1."""
-        self.waiting = False
-        self.priority = priority
-        self.tenant = tenant
-        self.arrival = arrival
-        self.continues = continues
-        """It goes on with work whose pages are kept for it: a turn whose tools have answered, or
-        what was preempted."""
-        self.passed = 0
-        """Requests that started before it while it was next and found no room."""
+    prompt_tokens: int = 0
+    output_ids: list[int] = field(default_factory=list)
+    """Generated tokens; the last one may not be in the cache yet."""
+    output_limit: int = 0
+    """Of them, by `end_tokens`."""
+    computed_tokens: int = 0
+    """Tokens whose latent and index key are in the cache, from the start."""
+    prompt_logprobs: list[TokenLogprobs] | None = None
+    """Of the prompt's tokens from the second on, as far as they are known; None: not wanted."""
+    pages: list[int] = field(default_factory=list)
+    run: Run | None = None
+    """Its pages that the pool knows, all it holds of them; the last of the runs."""
+    capacity_tokens: int = 0
+    """Tokens that its pages hold."""
+    published_pages: int = 0
+    """Leading pages that the pool knows by their identity."""
+    full_tokens: int = 0
+    """Computed tokens at which the next page is full."""
+    cached_tokens: int | None = None
+    """Prompt tokens found in the cache when it was first admitted; None before."""
+    backlog_tokens: int = 0
+    """Prompt tokens it still has to compute, as far as is known."""
+    charged_tokens: int = 0
+    """Generated tokens that its tenant was charged for."""
+    slot: int = -1
+    """Row in the engine's mirrors while running, else -1."""
+    waiting: bool = False
+    passed: int = 0
+    """Requests that started before it while it was next and found no room."""
+
+    def __post_init__(self) -> None:
+        self.prompt_tokens = len(self.prompt_ids)
+        self.output_limit = self.end_tokens - self.prompt_tokens
+        if self.sampling.prompt_logprobs is not None and self.choice == 0:
+            self.prompt_logprobs = []
 
     @property
     def token_ids(self) -> list[int]:

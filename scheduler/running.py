@@ -5,7 +5,7 @@ from __future__ import annotations
 from scheduler.config import SchedulerConfig
 from scheduler.fairness import ServiceCounters
 from scheduler.leaders import PrefixLeaders
-from scheduler.pages import OutOfPages, PagePool
+from scheduler.pages import OutOfPages, PagePool, Prefix
 from scheduler.plan import NewSlot
 from scheduler.prefix import extend_keys
 from scheduler.request import Sequence
@@ -38,17 +38,17 @@ class RunningSet:
         """The one of the lowest priority and last arrival."""
         return max((*self.decoding.values(), *self.prefilling.values()), key=lambda s: s.rank)
 
-    def start(self, sequence: Sequence, found: list[int]) -> NewSlot:
+    def start(self, sequence: Sequence, found: Prefix) -> NewSlot:
         """Gives a sequence a slot, the pages found in the cache, and new ones for the rest.
 
         Raises OutOfPages when there are not enough; then nothing changes.
         """
         size = self.config.page_tokens
         pages = -(-sequence.known_tokens // size)
-        self.pool.hold(found)
-        sequence.pages = found + self.pool.allocate(pages - len(found))
-        sequence.computed_tokens = len(found) * size
-        sequence.published_pages = len(found)
+        sequence.run = self.pool.hold(found)
+        sequence.pages = found.pages() + self.pool.allocate(pages - found.end)
+        sequence.computed_tokens = found.end * size
+        sequence.published_pages = found.end
         new_slot = self.enter(sequence)
         self.prefilling[sequence.slot] = sequence
         if self.config.prefix_caching:
@@ -101,12 +101,13 @@ class RunningSet:
             new = sequence.tokens_from(start)
             extend_keys(keys, sequence.root_key, new, computed - start, size)
         for place in range(published, full):
-            if not publish(pages[place], keys[place], keys[place - 1] if place else None, place):
+            run = publish(pages[place], keys[place], sequence.run)
+            if run is None:
                 # Somebody else lives on the same page. What follows could not be reached through
                 # this sequence's own; it is tried again with the next page.
                 self.leaders.retire(sequence)
                 break
-            sequence.published_pages = place + 1
+            sequence.run, sequence.published_pages = run, place + 1
         else:
             if sequence.slot in self.prefilling:
                 self.leaders.advance(sequence)
@@ -121,13 +122,14 @@ class RunningSet:
 
     def release(self, sequence: Sequence, keep: int | None = None) -> None:
         """Takes slot and pages back; pages after the first `keep` hold nothing worth keeping."""
+        published = sequence.published_pages
         self.decoding.pop(sequence.slot, None)
         self.prefilling.pop(sequence.slot, None)
         self.leaders.retire(sequence)
-        kept = len(sequence.pages) if keep is None else keep
-        self.pool.release_chain(sequence.pages[kept:], "dead")
-        self.pool.release_chain(sequence.pages[:kept], "stable")
-        sequence.pages = []
+        self.pool.release(sequence.run, sequence.pages[published:])
+        if keep is not None and keep < published:
+            self.pool.reclassify(sequence.keys[:published], "dead", first=keep)
+        sequence.run, sequence.pages = None, []
         sequence.capacity_tokens = sequence.published_pages = 0
         if sequence.slot >= 0:
             self.forget.append(sequence.slot)

@@ -145,7 +145,7 @@ class Scheduler:
         never = never_fits(self._limits, Sizes(prompt_tokens=len(token_ids), n=n))
         if never is not None:
             return never
-        if len(self.waiting) + n > config.max_queued_requests:
+        if self.waiting.count + n > config.max_queued_requests:
             return Refusal(
                 429,
                 "queue_full",

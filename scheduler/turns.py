@@ -71,7 +71,7 @@ class EndedTurns:
         if why == "tool_calls":
             self._await(turn.keys, now_s)
         elif why == "answer" and flip_token is not None:
-            self.pool.reclassify(turn.keys[flip_token // self.page_tokens :], "dead")
+            self.pool.reclassify(turn.keys, "dead", first=flip_token // self.page_tokens)
         return turn
 
     def awaits(self, key: bytes) -> bool:
@@ -105,4 +105,5 @@ class EndedTurns:
         last = [key for key in keys if self._serial_of.get(key) == serial]
         for key in last:
             del self._serial_of[key]
-        self.pool.reclassify(last, "stable", was="awaited")
+        # Turns that share pages share the leading ones.
+        self.pool.reclassify(keys, "stable", first=len(keys) - len(last), was="awaited")

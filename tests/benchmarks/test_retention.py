@@ -44,6 +44,13 @@ def test_ratios_are_those_at_a_third_and_at_the_highest_load(
         for policy in reversed(POLICIES)
     ]
     by_share += [at("no pre-warm", 7.0, 1.0), at("retention", 7.0, 0.5)]
+    by_share[-2] = msgspec.structs.replace(
+        by_share[-2],
+        working_set_pages=100.0,
+        live_pages=30.0,
+        awaited_pages=20.0,
+        asked_again_pages=60.0,
+    )
     calm = overload_run(GROUP, Stream(output_tokens=(1, 3), seconds=2.0), 0.5, Settings())
     flood = msgspec.structs.replace(
         calm,
@@ -64,3 +71,8 @@ def test_ratios_are_those_at_a_third_and_at_the_highest_load(
     assert lines["first token of the user's next message, of that without pre-warm"] == "0.25"
     assert lines["with room for all pages"] == "0.12"
     assert lines["goodput at 3x load, of the peak"] == "0.50"
+    held = ("answers that run", "turns that wait for a tool", "users who think")
+    assert [lines[name] for name in held] == ["0.30", "0.20", "0.10"]
+    assert lines["forms that nobody asks for again"] == "0.40"
+    wait_s = float(lines["least wait of a turn with a third of the pages, s"])
+    assert wait_s == pytest.approx(0.5 * by_share[-2].turn_s, abs=0.05)

@@ -26,6 +26,7 @@ def test_every_policy_meets_the_same_agents_with_the_same_pages() -> None:
     assert ample.report.evictions == {"dead": 0, "stable": 0, "awaited": 0}
     assert ample.report.pre_warmed_tokens == 0
     assert 0 < ample.utilisation < 1
+    assert 0 < ample.awaited_pages < ample.asked_again_pages < ample.working_set_pages
     runs = list(curve(GROUP, PATIENT, ample, [0.5]))
     assert tuple(one.policy for one in runs) == POLICIES
     pages = round(0.5 * ample.working_set_pages)
@@ -37,6 +38,16 @@ def test_every_policy_meets_the_same_agents_with_the_same_pages() -> None:
         assert one.live_pages <= pages
     plain, _, warm = runs
     assert plain.report.pre_warmed_tokens == 0 < warm.report.pre_warmed_tokens
+
+
+def test_a_turn_waits_for_the_pages_that_others_hold() -> None:
+    run = agents_run(GROUP, PATIENT, 6, "no pre-warm")
+    busy = run.live_pages + run.awaited_pages
+    assert run.least_wait_s(busy) == 0.0 == run.least_wait_s(2 * busy)
+    assert run.least_wait_s(busy / 3) == pytest.approx(2 * run.turn_s)
+    kinds = run.report.first_token_s
+    turns = kinds["first"].count + kinds["user"].count
+    assert run.turn_s * turns == pytest.approx(6 * run.report.seconds)
 
 
 def test_a_stream_brings_the_work_it_is_asked_for() -> None:

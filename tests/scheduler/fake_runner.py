@@ -9,6 +9,7 @@ from scheduler.config import SchedulerConfig
 from scheduler.logprobs import TokenLogprobs
 from scheduler.pages import PagePool
 from scheduler.plan import StepPlan, StepResult
+from tests.scheduler.pool_checks import references
 
 History = tuple[str, tuple[int, ...]]
 """What a cache slot holds: whose tokens, and all tokens up to and including its own."""
@@ -106,7 +107,7 @@ class FakeRunner:
             slot = page * size + position % size
             history = (mirror.owner, tuple(mirror.token_ids[: position + 1]))
             if position >= start:
-                assert self.pool.references(page) == 1, "a shared page is written"
+                assert references(self.pool, page) == 1, "a shared page is written"
                 self.cache[slot] = history
             else:
                 assert self.cache[slot] == history, "the cache holds another history"

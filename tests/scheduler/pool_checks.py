@@ -3,44 +3,63 @@
 from __future__ import annotations
 
 from scheduler.eviction import BUCKETS, EVICTION_ORDER
-from scheduler.pages import PagePool
+from scheduler.pages import PagePool, Run
+from scheduler.runs import UNLISTED
+
+
+def references(pool: PagePool, page: int) -> int:
+    """How many sequences hold a page."""
+    if page in pool._unnamed:
+        return 1
+    return sum(run.references for run in runs_of(pool) if page in run.pages)
+
+
+def runs_of(pool: PagePool) -> list[Run]:
+    """Every run once."""
+    return list(dict.fromkeys(pool._run_of.values()))
 
 
 def check_pool(pool: PagePool) -> None:
     """Counts are exact, identities form a tree without orphans, and its idle leaves are listed."""
-    total = pool.total_pages
-    references, keys = pool._references, pool._keys
-    live = [page for page in range(total) if references[page]]
-    idle = [page for page in range(total) if not references[page] and keys[page] is not None]
-    assert min(references) >= 0
-    assert pool.live_pages == len(live)
-    assert sorted([*live, *idle, *pool._free]) == list(range(total)), "a page lost or doubled"
-    assert pool.live_pages + sum(pool.idle_pages.values()) + pool.free_pages == total
+    runs = runs_of(pool)
+    live = [page for run in runs if run.references for page in run.pages]
+    idle = [page for run in runs if not run.references for page in run.pages]
+    assert pool.live_pages == len(live) + len(pool._unnamed)
+    everywhere = sorted([*live, *pool._unnamed, *idle, *pool._free])
+    assert everywhere == list(range(pool.total_pages)), "a page lost or doubled"
+    total = pool.live_pages + sum(pool.idle_pages.values()) + pool.free_pages
+    assert total == pool.total_pages
     for place, kind in enumerate(EVICTION_ORDER):
-        assert pool.idle_of(kind) == sum(pool._class[page] == place for page in idle)
+        assert pool.idle_of(kind) == sum(
+            len(run.pages) for run in runs if not run.references and run.kind == place
+        )
 
-    assert pool._page_of == {key: page for page, key in enumerate(keys) if key is not None}
-    children = [0] * total
-    for page in range(total):
-        parent = pool._parents[page]
-        if parent is None:
-            continue
-        assert parent in pool._page_of, "a page that can no longer be reached"
-        before = pool._page_of[parent]
-        children[before] += 1
-        assert pool._positions[page] == pool._positions[before] + 1
-        assert references[before] or not references[page], "live behind an idle page"
-    assert pool._children == children
+    assert sorted(pool._run_of) == sorted(key for run in runs for key in run.keys)
+    for run in runs:
+        assert len(run.pages) == len(run.keys) >= 1
+        assert all(pool._run_of[key] is run for key in run.keys)
+        followers = [other for other in runs if other.before is run]
+        assert run.followers == len(followers)
+        assert run.references >= sum(other.references for other in followers), "live behind idle"
+        if run.before is None:
+            assert run.start == 0
+        else:
+            assert run.before in runs, "a run that can no longer be reached"
+            assert run.start == run.before.end
 
-    grid = pool._grid
-    assert [p for p in range(total) if p in grid] == [p for p in idle if not children[p]]
-    for cell in range(len(EVICTION_ORDER) * BUCKETS):
-        sentinel, credits = total + cell, []
-        page = grid._next[sentinel]
-        while page != sentinel:
-            assert pool._class[page] == cell // BUCKETS
-            assert pool._positions[page].bit_length() == cell % BUCKETS
-            credits.append(grid.credits[page])
-            page = grid._next[page]
+    grid, listed = pool._grid, []
+    for place, cell in enumerate(grid._cells):
+        queue, run = [], cell.next
+        while run is not cell:
+            assert run.previous.next is run and run.next.previous is run
+            assert run.kind == place // BUCKETS
+            assert (run.end - 1).bit_length() == place % BUCKETS
+            queue.append(run)
+            run = run.next
+        credits = [grid.credit(run) for run in queue]
         assert credits == sorted(credits), "a cell out of order"
-        assert (sentinel in grid._occupied[cell // BUCKETS]) == bool(credits)
+        assert any(cell is other for other in grid._occupied[place // BUCKETS]) == bool(queue)
+        listed += queue
+    leaves = [run for run in runs if not run.references and not run.followers]
+    assert sorted(map(id, listed)) == sorted(map(id, leaves))
+    assert all((run.next is not UNLISTED) == (run in listed) for run in runs)

@@ -5,8 +5,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from scheduler.pages import EVICTION_ORDER, IdleClass, OutOfPages, PagePool
-from tests.scheduler.pool_checks import check_pool
+from scheduler.pages import EVICTION_ORDER, IdleClass, OutOfPages, PagePool, Run
+from tests.scheduler.pool_checks import check_pool, references
 
 TOTAL = 7
 CLASSES = st.sampled_from(EVICTION_ORDER)
@@ -21,8 +21,10 @@ def keys_of(path: list[int]) -> list[bytes]:
 class Holder:
     """A sequence: its chain, its pages, and how many of them it has published."""
 
-    def __init__(self, keys: list[bytes], pages: list[int], published: int) -> None:
-        self.keys, self.pages, self.published = keys, pages, published
+    def __init__(
+        self, keys: list[bytes], pages: list[int], published: int, run: Run | None
+    ) -> None:
+        self.keys, self.pages, self.published, self.run = keys, pages, published, run
 
 
 class PoolUnderSequences(RuleBasedStateMachine):
@@ -35,6 +37,12 @@ class PoolUnderSequences(RuleBasedStateMachine):
         self.written: dict[int, bytes] = {}
 
     @property
+    def classes(self) -> dict[bytes, IdleClass]:
+        """Of the idle pages, by identity."""
+        known = self.pool._run_of.items()
+        return {key: EVICTION_ORDER[run.kind] for key, run in known if not run.references}
+
+    @property
     def owners(self) -> list[int]:
         return [page for holder in self.holders for page in holder.pages]
 
@@ -42,21 +50,25 @@ class PoolUnderSequences(RuleBasedStateMachine):
     def come(self, path: list[int]) -> None:
         keys = keys_of(path)
         found = self.pool.match(keys)
-        assert [self.written[page] for page in found] == keys[: len(found)], "another history"
-        missing = len(keys) - len(found)
+        shared = found.pages()
+        assert [self.written[page] for page in shared] == keys[: found.end], "another history"
+        missing = len(keys) - found.end
         if missing + self.pool.count_idle(found) > self.pool.available_pages:
-            before = (self.pool.free_pages, self.pool.idle_pages)
+            counts = (self.pool.free_pages, self.pool.idle_pages)
             with pytest.raises(OutOfPages):
                 self.pool.allocate(self.pool.available_pages + 1)
-            assert before == (self.pool.free_pages, self.pool.idle_pages)
+            assert counts == (self.pool.free_pages, self.pool.idle_pages)
             return
-        self.pool.hold(found)
+        idle = self.pool.count_idle(found)
+        before = self.pool.live_pages
+        run = self.pool.hold(found)
+        assert self.pool.live_pages == before + idle
         new = self.pool.allocate(missing)
         assert len(set(new)) == missing and not set(new) & set(self.owners), "a live page"
-        assert not set(new) & set(found)
+        assert not set(new) & set(shared)
         for page in new:
             self.written.pop(page, None)
-        self.holders.append(Holder(keys, found + new, len(found)))
+        self.holders.append(Holder(keys, shared + new, found.end, run))
 
     @precondition(lambda self: any(h.published < len(h.keys) for h in self.holders))
     @rule(data=st.data())
@@ -69,38 +81,44 @@ class PoolUnderSequences(RuleBasedStateMachine):
             for h in self.holders
             if h.published > place and h.keys[place] == key and h is not holder
         ]
-        told = self.pool.publish(page, key, holder.keys[place - 1] if place else None, place)
-        assert told == (not other), "refused exactly while another live page serves"
+        run = self.pool.publish(page, key, holder.run)
+        assert (run is None) == bool(other), "refused exactly while another live page serves"
         self.written[page] = key
-        if told:
-            holder.published += 1
-            assert self.pool.match(holder.keys[: place + 1]) == holder.pages[: place + 1]
+        if run is not None:
+            holder.published, holder.run = place + 1, run
+            assert self.pool.match(holder.keys[: place + 1]).pages() == holder.pages[: place + 1]
 
     @precondition(lambda self: self.holders)
     @rule(data=st.data(), kind=CLASSES)
     def go(self, data: st.DataObject, kind: IdleClass) -> None:
         holder = data.draw(st.sampled_from(self.holders))
         self.holders.remove(holder)
-        self.pool.release_chain(holder.pages, kind)
+        self.pool.release(holder.run, holder.pages[holder.published :], kind)
 
-    @rule(path=PATHS, kind=CLASSES, was=st.none() | CLASSES)
-    def reclassify(self, path: list[int], kind: IdleClass, was: IdleClass | None) -> None:
-        idle = self.pool.idle_pages
-        self.pool.reclassify(keys_of(path), kind, was)
-        assert sum(self.pool.idle_pages.values()) == sum(idle.values())
+    @rule(path=PATHS, first=st.integers(0, 5), kind=CLASSES, was=st.none() | CLASSES)
+    def reclassify(
+        self, path: list[int], first: int, kind: IdleClass, was: IdleClass | None
+    ) -> None:
+        keys = keys_of(path)
+        classes = self.classes
+        self.pool.reclassify(keys, kind, first=first, was=was)
+        for key in keys[first:]:
+            if key in classes and was in (None, classes[key]):
+                classes[key] = kind
+        assert self.classes == classes
 
     @rule(page=st.integers(0, TOTAL - 1))
     def what_is_not_live_can_be_neither_released_nor_published(self, page: int) -> None:
         if page not in self.owners:
-            with pytest.raises(ValueError, match=f"page {page} is not live"):
-                self.pool.release(page)
+            with pytest.raises(ValueError, match="not all live"):
+                self.pool.release(None, [page])
             with pytest.raises(ValueError, match=f"page {page} is not live"):
                 self.pool.publish(page, b"x")
 
     @invariant()
     def references_are_owners(self) -> None:
         owners = self.owners
-        assert [self.pool.references(p) for p in range(TOTAL)] == [
+        assert [references(self.pool, p) for p in range(TOTAL)] == [
             owners.count(p) for p in range(TOTAL)
         ]
         assert self.pool.available_pages == TOTAL - len(set(owners))
@@ -114,15 +132,26 @@ TestPool = PoolUnderSequences.TestCase
 TestPool.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 
 
-def chain(pool: PagePool, name: bytes, pages: int, kind: IdleClass | None = "stable") -> list[int]:
-    """Computes a chain of pages and lets go of it, the last first; None keeps hold of it."""
+def computed(pool: PagePool, name: bytes, pages: int) -> tuple[list[int], Run]:
+    """Computes a chain of pages and holds it."""
     held = pool.allocate(pages)
-    keys = keys_in(name, pages)
-    for place, page in enumerate(held):
-        assert pool.publish(page, keys[place], keys[place - 1] if place else None, place)
-    if kind is not None:
-        pool.release_chain(held, kind)
+    run = None
+    for page, key in zip(held, keys_in(name, pages), strict=True):
+        run = pool.publish(page, key, run)
+    assert run is not None
+    return held, run
+
+
+def chain(pool: PagePool, name: bytes, pages: int, kind: IdleClass = "stable") -> list[int]:
+    """Computes a chain of pages and lets go of it."""
+    held, run = computed(pool, name, pages)
+    pool.release(run, idle_class=kind)
     return held
+
+
+def use(pool: PagePool, keys: list[bytes]) -> None:
+    """Finds a prefix and lets go of it again."""
+    pool.release(pool.hold(pool.match(keys)))
 
 
 def keys_in(name: bytes, pages: int) -> list[bytes]:
@@ -137,9 +166,7 @@ def evicted(pool: PagePool, count: int) -> list[int]:
 def test_eviction_takes_dead_then_stable_then_awaited_each_least_recent_first() -> None:
     pool = PagePool(6)
     kinds: list[IdleClass] = ["awaited", "stable", "dead", "stable", "awaited", "dead"]
-    held = [chain(pool, bytes([place]), 1, None)[0] for place in range(6)]
-    for page, kind in zip(held, kinds, strict=True):
-        pool.release(page, kind)
+    held = [chain(pool, bytes([place]), 1, kind)[0] for place, kind in enumerate(kinds)]
     assert evicted(pool, 6) == [held[i] for i in (2, 5, 1, 3, 0, 4)]
     assert pool.evictions == {"dead": 2, "stable": 2, "awaited": 2}
 
@@ -147,7 +174,7 @@ def test_eviction_takes_dead_then_stable_then_awaited_each_least_recent_first() 
 def test_a_hit_makes_a_page_the_most_recently_used_of_its_class() -> None:
     pool = PagePool(2)
     (first,), (second,) = chain(pool, b"a", 1), chain(pool, b"b", 1)
-    pool.release(pool.share(b"a\0"), "stable")
+    use(pool, [b"a\0"])
     assert evicted(pool, 2) == [second, first]
 
 
@@ -161,7 +188,7 @@ def test_no_page_goes_before_those_that_follow_it_whatever_their_classes() -> No
     pool = PagePool(4)
     held = chain(pool, b"a", 4, "awaited")
     for place, kind in ((0, "dead"), (1, "stable"), (2, "dead")):
-        pool.reclassify([keys_in(b"a", 4)[place]], kind)  # type: ignore[arg-type]
+        pool.reclassify(keys_in(b"a", 4)[: place + 1], kind, first=place)  # type: ignore[arg-type]
     assert evicted(pool, 4) == [*reversed(held)]
     assert pool.evictions == {"dead": 2, "stable": 1, "awaited": 1}
 
@@ -170,8 +197,7 @@ def test_a_place_where_conversations_branch_outlives_the_branch_that_ages() -> N
     pool = PagePool(4)
     trunk, old = chain(pool, b"a", 2)
     (lone,) = chain(pool, b"b", 1)
-    pool.hold([trunk])  # another conversation, whose last page is not full
-    pool.release(trunk)
+    use(pool, keys_in(b"a", 1))  # another conversation, whose last page is not full
     assert pool.free_pages == 1
     assert evicted(pool, 4)[1:] == [old, lone, trunk]
 
@@ -198,11 +224,10 @@ def test_while_one_page_serves_an_identity_another_is_refused_it() -> None:
     pool = PagePool(2)
     first, second = pool.allocate(2)
     assert pool.publish(first, b"a")
-    assert pool.publish(first, b"a"), "twice is once"
-    assert not pool.publish(second, b"a")
-    pool.release(second)
+    assert pool.publish(second, b"a") is None
+    pool.release(None, [second])
     assert pool.free_pages == 1
-    assert pool.share(b"a") == first
+    assert pool.match([b"a"]).pages() == [first]
 
 
 def test_a_live_page_takes_over_the_identity_of_an_idle_one_and_what_follows_it() -> None:
@@ -210,10 +235,10 @@ def test_a_live_page_takes_over_the_identity_of_an_idle_one_and_what_follows_it(
     old, after = chain(pool, b"a", 2)
     (page,) = pool.allocate(1)
     keys = keys_in(b"a", 2)
-    assert pool.publish(page, keys[0])
-    assert pool.match(keys) == [page, after]
+    run = pool.publish(page, keys[0])
+    assert pool.match(keys).pages() == [page, after]
     assert pool.free_pages == 2 and pool.idle_pages["stable"] == 1
-    pool.release(page)
+    pool.release(run)
     assert evicted(pool, 4)[2:] == [after, page]
     assert old != page
 
@@ -221,11 +246,40 @@ def test_a_live_page_takes_over_the_identity_of_an_idle_one_and_what_follows_it(
 def test_a_page_keeps_its_identity() -> None:
     pool = PagePool(1)
     (page,) = pool.allocate(1)
-    pool.publish(page, b"a")
-    with pytest.raises(ValueError, match="page 0 has another identity"):
-        pool.publish(page, b"b")
-    with pytest.raises(KeyError):
-        pool.share(b"b")
+    run = pool.publish(page, b"a")
+    with pytest.raises(ValueError, match="page 0 is not live, or has an identity"):
+        pool.publish(page, b"b", run)
+    assert not pool.match([b"b"]).end
+
+
+def test_a_run_goes_on_over_turns_and_is_split_where_prompts_part() -> None:
+    pool = PagePool(8)
+    keys = keys_in(b"a", 6)
+    chain(pool, b"a", 3)
+    found = pool.match(keys)
+    run, first = pool.hold(found), found.run
+    for page, key in zip(pool.allocate(3), keys[3:], strict=True):
+        run = pool.publish(page, key, run)
+    assert run is first and run is not None and run.end == 6, "nobody else holds it: one run"
+    other = pool.hold(pool.match(keys, 2))
+    assert other is run.before and (run.start, run.references) == (2, 1)
+    (page,) = pool.allocate(1)
+    branch = pool.publish(page, b"branch", other)
+    assert branch is not other, "the run before is shared"
+    check_pool(pool)
+    pool.release(branch)
+    pool.release(run)
+    assert pool.idle_of("stable") == 7
+    check_pool(pool)
+
+
+def test_what_is_released_twice_is_an_error() -> None:
+    pool = PagePool(2)
+    _, run = computed(pool, b"a", 2)
+    pool.release(run)
+    with pytest.raises(ValueError, match="not all live"):
+        pool.release(run)
+    check_pool(pool)
 
 
 def test_an_empty_pool_is_refused() -> None:

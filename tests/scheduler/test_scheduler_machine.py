@@ -19,7 +19,7 @@ from scheduler.request import Sampling
 from scheduler.scheduler import Scheduler
 from tests.scheduler.fake_predictor import LinearPredictor
 from tests.scheduler.fake_runner import FakeRunner
-from tests.scheduler.pool_checks import check_pool
+from tests.scheduler.pool_checks import check_pool, references
 
 PAGE_TOKENS = 4
 BASE = [5, 6, 7, 8, 5, 6, 7, 9, 2, 3, 4, 5, 6, 6, 6, 6]
@@ -352,7 +352,7 @@ class Traffic(RuleBasedStateMachine):
         if scheduler.pre_warmer.active is not None:
             running.append(scheduler.pre_warmer.active)
         held = Counter(page for sequence in running for page in sequence.pages)
-        assert [pool.references(page) for page in range(pool.total_pages)] == [
+        assert [references(pool, page) for page in range(pool.total_pages)] == [
             held[page] for page in range(pool.total_pages)
         ]
         assert not any(sequence.pages for sequence in scheduler.waiting)
