@@ -28,7 +28,7 @@ RAY := .venv-ray/.installed
 # Other versions of triton that the kernels compile with, put before ours on the path.
 TRITONS := .venv-triton-3.6.0/.installed .venv-triton-3.9.0/.installed
 
-.PHONY: help serve test check fuzz soak load gpu bench bench-api bench-scheduler kernels-report format clean dashboards pictures
+.PHONY: help serve test check fuzz soak load gpu bench bench-api bench-metrics bench-scheduler kernels-report format clean dashboards pictures
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -67,6 +67,9 @@ bench: $(VENV)/.test ## Measure this machine beside transformers; writes docs/be
 bench-api: $(VENV)/.test ## Streams of the API beside a bare uvicorn and msgspec application
 	$(BIN)/winnow bench api $(ARGS)
 
+bench-metrics: $(VENV)/.test ## What metrics cost a step, scrapes cost a stream, and a dead engine its clients
+	$(BIN)/python -m benchmarks.metrics $(ARGS)
+
 bench-scheduler: $(VENV)/.test ## What decisions cost, and what retention saves on a virtual clock (six minutes)
 	$(BIN)/python -m benchmarks.scheduler
 	$(BIN)/python -m benchmarks.retention $(ARGS)
@@ -78,7 +81,8 @@ dashboards: $(VENV)/.test ## Write Grafana's boards anew from deploy/grafana
 	@$(BIN)/python -m deploy.grafana.generate
 
 pictures: $(VENV)/.test ## Draw the boards of a server under load into docs/boards (needs prometheus)
-	WINNOW_BOARDS=docs/boards $(BIN)/python -m pytest -m check tests/deploy/test_prometheus.py
+	@command -v prometheus >/dev/null || { echo "No prometheus (Debian: apt-get install prometheus)" >&2; exit 1; }
+	WINNOW_BOARDS=docs/boards $(BIN)/python -m pytest -m check tests/deploy/test_prometheus.py -k every_query
 
 format: $(VENV)/.test ## Rewrite the sources in the house style
 	$(BIN)/ruff check --fix .

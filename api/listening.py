@@ -12,12 +12,11 @@ from starlette.types import ASGIApp
 
 from api.config import ServerConfig
 from api.protection.guards import header_guard
+from api.stopping import UNREAD_GRACE_S
 from engine.client import ConfigError
 
 BACKLOG = 2048
 """Connections that wait to be accepted."""
-UNREAD_GRACE_S = 10
-"""For clients that do not even read the error their stream ends with."""
 
 
 def listen(host: str, port: int, flag: str = "--port", *, shared: bool = False) -> socket.socket:
@@ -25,20 +24,38 @@ def listen(host: str, port: int, flag: str = "--port", *, shared: bool = False) 
 
     shared: other processes of this server listen there, too; each connection goes to one of them.
     """
-    return _bound(host, port, flag, shared=shared, listens=True)
+    with _errors_named(host, port, flag):
+        return _bound(host, port, shared=shared, listens=True)
 
 
 def hold_port(host: str, port: int) -> socket.socket:
     """Returns a socket that keeps the port for processes that share it, and takes no connection.
 
-    Raises ConfigError when the address cannot be had.
+    Raises ConfigError when the address cannot be had, also when another server has only just begun
+    to hold it and nobody listens there yet.
     """
-    # Who listens already is noticed; not one who shares the port and has only just begun, too.
-    listen(host, port).close()
-    return _bound(host, port, "--port", shared=True, listens=False)
+    with _errors_named(host, port, "--port"):
+        # Of two who do this at the same moment, Linux lets one listen.
+        with _bound(host, port, shared=False, listens=True) as claim:
+            claim.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            held = _bound(host, claim.getsockname()[1], shared=True, listens=False)
+            # With SO_REUSEADDR a socket that does not listen is in nobody's way; it was needed only
+            # to get past connections of a server that has just ended.
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+        return held
 
 
-def _bound(host: str, port: int, flag: str, *, shared: bool, listens: bool) -> socket.socket:
+@contextlib.contextmanager
+def _errors_named(host: str, port: int, flag: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"--host {host} {flag} {port} cannot be listened on: {error.strerror}"
+        ) from error
+
+
+def _bound(host: str, port: int, *, shared: bool, listens: bool) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     bound = socket.socket(family, socket.SOCK_STREAM)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -48,11 +65,9 @@ def _bound(host: str, port: int, flag: str, *, shared: bool, listens: bool) -> s
         bound.bind((host, port))
         if listens:
             bound.listen(BACKLOG)
-    except OSError as error:
+    except OSError:
         bound.close()
-        raise ConfigError(
-            f"--host {host} {flag} {port} cannot be listened on: {error.strerror}"
-        ) from error
+        raise
     return bound
 
 
@@ -99,4 +114,12 @@ def api_server(app: ASGIApp, config: ServerConfig) -> HttpServer:
 
 def plain_server(app: ASGIApp) -> HttpServer:
     """Returns a server for those who run this one, such as of metrics."""
-    return HttpServer(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off"))
+    return HttpServer(
+        uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            timeout_graceful_shutdown=UNREAD_GRACE_S,
+        )
+    )

@@ -24,24 +24,10 @@ from api.metrics.tracing import Tracing
 from api.options import show_bytes
 from api.server import create_app
 from api.stderr import tell
+from api.stopping import StopSignals
 from api.supervisor import EngineSupervisor, RestartLimit
 from engine.client import EngineClient, EngineConfig
 from engine.messages import Ready
-
-
-class StopSignals:
-    """SIGINT and SIGTERM: the first asks to stop, the second to do it at once."""
-
-    def __init__(self) -> None:
-        self.asked, self.hurried = asyncio.Event(), asyncio.Event()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, self.ask)
-
-    def ask(self) -> None:
-        """As a signal does."""
-        if self.asked.is_set():
-            self.hurried.set()
-        self.asked.set()
 
 
 async def serve(checkpoint: Checkpoint, engine_config: EngineConfig, config: ServerConfig) -> None:

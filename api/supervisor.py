@@ -27,8 +27,8 @@ FAILED_START_PAUSE_S = 1.0
 class RestartLimit(msgspec.Struct, frozen=True):
     """How often something may be started again."""
 
-    restarts: int
-    """Within `window_s`; 0: never."""
+    restarts: int | None
+    """Within `window_s`; 0: never; None: as often as it dies."""
     window_s: float
 
 
@@ -45,11 +45,15 @@ class Deaths:
         while self._at_s and now_s - self._at_s[0] >= self._limit.window_s:
             self._at_s.popleft()
         self._at_s.append(now_s)
-        return len(self._at_s) <= self._limit.restarts
+        restarts = self._limit.restarts
+        return restarts is None or len(self._at_s) <= restarts
 
     def __str__(self) -> str:
         limit = self._limit
-        return f"death {len(self._at_s)}, {limit.restarts} allowed within {limit.window_s:g} s"
+        within = f"within {limit.window_s:g} s"
+        if limit.restarts is None:
+            return f"death {len(self._at_s)} {within}"
+        return f"death {len(self._at_s)}, {limit.restarts} allowed {within}"
 
 
 class EngineSupervisor:

@@ -29,14 +29,17 @@ CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 class Exposition:
     """What is shown at PATH."""
 
-    def __init__(self, metrics: Metrics, *, vllm: bool = False) -> None:
-        """vllm: also under vLLM's names."""
-        self._metrics, self._vllm = metrics, vllm
+    def __init__(self, metrics: Metrics, *, vllm: bool = False, of_others: bool = False) -> None:
+        """vllm: also under vLLM's names. of_others: what other processes count is shown, and this
+        one answers no request."""
+        self._metrics, self._vllm, self._of_others = metrics, vllm, of_others
         self._process = ProcessCollector(registry=CollectorRegistry())
         self._busy = asyncio.Lock()
 
     def families(self) -> Iterator[Family]:
         """Yields everything that is shown."""
+        if not self._of_others:
+            self._metrics.process.note()
         yield from self._metrics.families()
         if self._vllm:
             yield from vllm_families(self._metrics)

@@ -11,6 +11,7 @@ from api.metrics import names
 from api.metrics.cost import Costs
 from api.metrics.engine_state import State, engine_counters, engine_state
 from api.metrics.http import HttpCounts
+from api.metrics.process import ProcessUse
 from api.metrics.requests import RequestCounts
 from api.metrics.steps import StepCounts
 from api.metrics.values import Labels, Values, counted_families, number_family
@@ -29,8 +30,10 @@ class Metrics:
         self.values = Values()
         self.requests = RequestCounts(self.values)
         self.http = HttpCounts(self.values)
+        self.process = ProcessUse(self.values)
         self._scrape_seconds = self.values.number(names.SCRAPE_SECONDS)
         self._restarts = self.values.number(names.ENGINE_RESTARTS)
+        self.values.number(names.API_RESTARTS)
         self._draining = draining
         self._engine: EngineClient | None = None
         self._before: State = {}

@@ -43,6 +43,8 @@ REFUSAL_REASONS = (
     "too_many_requests",
     "token_rate_exceeded",
     "invalid_api_key",
+    "too_many_grammars",
+    "invalid_grammar",
     "context_length_exceeded",
     "loading",
     "stopping",
@@ -94,6 +96,9 @@ def _metric(
 ENGINE_UP = _metric("engine_up", "gauge", "1 while the engine answers, else 0.")
 ENGINE_RESTARTS = _metric(
     "engine_restarts_total", "counter", "Engines that took the place of one that died."
+)
+API_RESTARTS = _metric(
+    "api_process_restarts_total", "counter", "API processes that took the place of one that died."
 )
 READY = _metric("ready", "gauge", "1 while new requests should be sent here, else 0.")
 DRAINING = _metric("draining", "gauge", "1 from a signal to stop until the end, else 0.")
@@ -248,6 +253,12 @@ HTTP_REQUESTS = _metric(
     "http_requests_total", "counter", "Answers by route and class of status.", ("route", "code")
 )
 HTTP_IN_FLIGHT = _metric("http_requests_in_flight", "gauge", "Requests that are being answered.")
+API_RESIDENT = _metric(
+    "api_resident_bytes", "gauge", "Memory of the processes that speak HTTP, together."
+)
+API_PROCESSOR = _metric(
+    "api_processor_seconds_total", "counter", "Processor time of the same processes."
+)
 SCRAPE_SECONDS = _metric(
     "last_scrape_seconds", "gauge", "What writing these metrics took the last time."
 )

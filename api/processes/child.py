@@ -24,13 +24,14 @@ from api.errors import ApiError
 from api.listening import listen
 from api.logs import set_up_logging
 from api.metrics.exposition import CONTENT_TYPE
+from api.metrics.metrics import Metrics
 from api.metrics.sums import counted
-from api.metrics.values import Values
 from api.processes.channel import LINE_LIMIT_BYTES, Channel, Exposed, Role, Scrape, Serving
 from api.processes.shared_store import Kept, SharedStore
 from api.server import create_app
-from api.serving import StopSignals, add_tracing, answer
+from api.serving import add_tracing, answer
 from api.stderr import let_go
+from api.stopping import StopSignals
 from api.supervisor import EngineSupervisor, RestartLimit
 from engine.client import EngineClient
 
@@ -40,8 +41,8 @@ COUNT_INTERVAL_S = 1.0
 class Relay:
     """Shows the metrics of the whole server, whichever process is asked."""
 
-    def __init__(self, channel: Channel, values: Values) -> None:
-        self._channel, self._values = channel, values
+    def __init__(self, channel: Channel, metrics: Metrics) -> None:
+        self._channel, self._metrics = channel, metrics
         self._waiting: deque[asyncio.Future[str]] = deque()
 
     async def answer(self, request: Request) -> Response:
@@ -54,7 +55,8 @@ class Relay:
 
     def report(self) -> None:
         """Tells the parent what was counted."""
-        self._channel.send(counted(self._values))
+        self._metrics.process.note()
+        self._channel.send(counted(self._metrics.values))
 
     def exposed(self, text: str) -> None:
         """The parent has answered."""
@@ -79,7 +81,7 @@ async def run(connection: socket.socket) -> None:
     set_up_logging(config.log_level, config.log_format)
     checkpoint = await asyncio.to_thread(open_checkpoint, role.engine, config, role.chat)
     backend = Backend(checkpoint.names)
-    relay = Relay(channel, backend.metrics.values)
+    relay = Relay(channel, backend.metrics)
     backend.show_metrics = relay.answer
     chat = role.chat
     store = SharedStore(chat.reasoning_store_bytes, chat.reasoning_store_s, channel.send)
@@ -118,7 +120,7 @@ async def run(connection: socket.socket) -> None:
     supervisor = EngineSupervisor(
         partial(EngineClient.connect, Path(role.engine_socket), role.engine.silence_limit_s),
         put_to_work,
-        RestartLimit(sys.maxsize, config.engine_restart_window_s),  # the parent knows when to stop
+        RestartLimit(None, config.engine_restart_window_s),  # the parent knows when to stop
         start_limit_s=None,
     )
     listener = listen(config.host, config.port, shared=True)

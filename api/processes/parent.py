@@ -23,15 +23,17 @@ import msgspec
 from api.backend import Backend
 from api.checkpoint import Checkpoint
 from api.config import ServerConfig
-from api.listening import UNREAD_GRACE_S, hold_port
+from api.listening import hold_port
+from api.metrics import names
 from api.metrics.exposition import Exposition
 from api.metrics.metrics import Metrics
 from api.metrics.sums import Counted, Share
 from api.processes.channel import LINE_LIMIT_BYTES, Channel, Exposed, Role, Scrape, Serving
 from api.processes.shared_store import Kept
 from api.server import create_app
-from api.serving import StopSignals, serve_metrics, start_up_table, url_of
+from api.serving import serve_metrics, start_up_table, url_of
 from api.stderr import tell
+from api.stopping import PROCESS_EXIT_GRACE_S, StopSignals, answers_limit_s
 from api.supervisor import Deaths, EngineSupervisor, RestartLimit
 from engine.client import PACKAGES, EngineClient, EngineConfig
 
@@ -39,7 +41,6 @@ logger = logging.getLogger("winnow.api")
 
 SILENCE_LIMIT_S = 60.0
 """A process reports what it counts each second; one that does not is stuck."""
-EXIT_GRACE_S = 10.0
 
 
 class ProcessDead(Exception):
@@ -61,6 +62,7 @@ class ApiProcess:
         self.serving = asyncio.Event()
         """It has answered requests."""
         self._role, self._exposition = role, exposition
+        self._restarts = metrics.values.number(names.API_RESTARTS)
         self._share = Share(metrics.values)
         self._deaths, self._siblings = deaths, siblings
         self._channel: Channel | None = None
@@ -79,6 +81,7 @@ class ApiProcess:
             if not self._deaths.one_more():
                 raise ProcessDead(f"{why} ({self._deaths})")
             logger.error("%s (%s): another is started", why, self._deaths)
+            self._restarts.add()
 
     def tell(self, number: signal.Signals) -> None:
         """Sends it a signal; it is not started again after one that stops it.
@@ -122,7 +125,7 @@ class ApiProcess:
             self._share.leave()
             channel.close()
         try:
-            return await asyncio.wait_for(self._process.wait(), EXIT_GRACE_S)
+            return await asyncio.wait_for(self._process.wait(), PROCESS_EXIT_GRACE_S)
         except TimeoutError:
             self._process.kill()
             return await self._process.wait()
@@ -155,7 +158,7 @@ async def serve_together(
     create_app(Backend(checkpoint.names), config)  # what its processes would stumble on
     stop = StopSignals()
     metrics = Metrics(checkpoint.names[0], draining=stop.asked.is_set)
-    exposition = Exposition(metrics, vllm=config.vllm_metrics)
+    exposition = Exposition(metrics, vllm=config.vllm_metrics, of_others=True)
     limit = RestartLimit(config.max_engine_restarts, config.engine_restart_window_s)
     async with contextlib.AsyncExitStack() as running:
         port = running.enter_context(hold_port(config.host, config.port))
@@ -233,8 +236,7 @@ async def _run(
         announcing.cancel()
         tell_all(signal.SIGTERM)
         hurrying = asyncio.create_task(hurry())
-        patience_s = config.drain_delay_s + config.shutdown_grace_s + UNREAD_GRACE_S + EXIT_GRACE_S
-        await asyncio.wait(kept, timeout=patience_s)
+        await asyncio.wait(kept, timeout=answers_limit_s(config))
         tell_all(signal.SIGKILL)
         hurrying.cancel()
         engines.cancel()

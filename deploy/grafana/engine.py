@@ -6,7 +6,6 @@ from grafana_foundation_sdk.builders.dashboard import Dashboard
 
 from api.metrics import names
 from deploy.grafana.panels import (
-    INSTANCE,
     Query,
     board,
     distribution,
@@ -18,6 +17,8 @@ from deploy.grafana.panels import (
     read,
     total,
 )
+
+RESTARTS = {"engine": names.ENGINE_RESTARTS, "API": names.API_RESTARTS}
 
 
 def make() -> Dashboard:
@@ -109,32 +110,25 @@ def make() -> Dashboard:
                     ),
                     lines(
                         "API memory",
-                        "Resident, of the process that speaks HTTP.",
-                        [
-                            Query(
-                                f"process_resident_memory_bytes{{{INSTANCE}}}",
-                                "{{instance}}",
-                            )
-                        ],
+                        "Resident, of the processes that speak HTTP.",
+                        [Query(read(names.API_RESIDENT), "{{instance}}")],
                         "bytes",
                         width=6,
                     ),
                     lines(
                         "API processor",
-                        "Cores that the process that speaks HTTP uses.",
-                        [
-                            Query(
-                                f"rate(process_cpu_seconds_total{{{INSTANCE}}}[$__rate_interval])",
-                                "{{instance}}",
-                            )
-                        ],
+                        "Cores that the processes that speak HTTP use.",
+                        [Query(rate(names.API_PROCESSOR, "instance"), "{{instance}}")],
                         "none",
                         width=6,
                     ),
                     lines(
-                        "Engines started anew",
+                        "Processes started anew",
                         "Within the hour, in place of one that died or was silent for too long.",
-                        [Query(f"increase({read(names.ENGINE_RESTARTS)}[1h])", "{{instance}}")],
+                        [
+                            Query(f"increase({read(restarts)}[1h])", f"{{{{instance}}}} {who}")
+                            for who, restarts in RESTARTS.items()
+                        ],
                         "none",
                         width=6,
                     ),

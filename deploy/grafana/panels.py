@@ -28,8 +28,6 @@ from api.metrics.names import Metric
 
 SELECTOR = 'model_name=~"$model",instance=~"$instance"'
 """What the variables choose; every query is limited to it."""
-INSTANCE = 'instance=~"$instance"'
-"""The same for metrics of the process, which know of no model."""
 SOURCE = DataSourceRef(type_val="prometheus", uid="${source}")
 SHORT, TALL = 4, 8
 """Heights of panels; the width of a board is 24."""

@@ -53,8 +53,8 @@ class Arguments(BaseModel):
     """After which a request that no replica has taken gets an error."""
     drain_s: float = Field(600, gt=0)
     """Time for running answers before a replica that is to leave is stopped."""
-    stop_grace_s: float = Field(30, gt=0)
-    """Time for a server without requests to stop."""
+    stop_grace_s: float = Field(45, gt=0)
+    """Time for a server to stop: its --drain-delay-s, its --shutdown-grace-s and half a minute."""
     max_body_bytes: int = Field(16 * 2**20, ge=1)
     body_timeout_s: float = Field(60, gt=0)
     """As those of `winnow serve`; bodies are read at the ingress."""

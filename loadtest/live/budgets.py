@@ -1,7 +1,8 @@
 """How long DeepSeek-V3.2 and V3.2-Speciale think: the report's output tokens by benchmark.
 
-Source: DeepSeek-V3.2 report, table "Benchmark performance and efficiency of reasoning models",
-where each cell names the output tokens in thousands beside the score.
+Source: DeepSeek-V3.2 report, Table 3, "Benchmark performance and efficiency of reasoning models",
+columns "DeepSeek-V3.2 Thinking" and "DeepSeek-V3.2 Speciale": each cell holds the score and, in
+parentheses, the output tokens in thousands.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ def run(arguments: Sequence[str]) -> int:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         print(f"winnow load: {where}{error.strerror or error}", file=sys.stderr)
-    return ExitStatus.NOT_BEGUN
+    return ExitStatus.FAILED
 
 
 def _load(
@@ -111,9 +111,10 @@ def _load(
         plan=plan.about,
         command=shlex.join(["winnow", "load", *arguments]),
         versions=_versions(),
-        warnings=warnings(found, interrupted=seen.run.cut_short),
+        failures=tuple(seen.run.failures),
+        warnings=warnings(found, seen.run.failures, interrupted=seen.run.cut_short),
         figures=found,
-        verdict=verdict(found, targets),
+        verdict=verdict(found, targets, failed=bool(seen.run.failures)),
     )
     _show(parsed, outcome, seen)
     return outcome.verdict.status

@@ -38,11 +38,11 @@ examples:
 
 
 class Parser(argparse.ArgumentParser):
-    """Ends with NOT_BEGUN on a bad command line: 2 says that a target was missed."""
+    """Ends with FAILED on a bad command line: 2 says that a target was missed."""
 
     def error(self, message: str) -> NoReturn:
         self.print_usage()
-        self.exit(ExitStatus.NOT_BEGUN, f"{self.prog}: {message}\n")
+        self.exit(ExitStatus.FAILED, f"{self.prog}: {message}\n")
 
 
 def parser() -> Parser:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from loadtest.live.figures import Figures
@@ -19,16 +21,27 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """One line: what was sent."""
     command: str
     versions: dict[str, str]
+    failures: tuple[str, ...]
+    """Errors of the load generator itself."""
     warnings: tuple[str, ...]
     """What makes the figures less than they seem."""
     figures: Figures
     verdict: Verdict
 
 
-def warnings(figures: Figures, *, interrupted: bool) -> tuple[str, ...]:
-    """Returns what a reader must know before the figures."""
+def warnings(
+    figures: Figures, failures: Sequence[str] = (), *, interrupted: bool
+) -> tuple[str, ...]:
+    """Returns what a reader must know before the figures. failures: of the load generator."""
     found = []
-    if interrupted:
+    if failures:
+        times = "once" if len(failures) == 1 else f"{len(failures):,} times"
+        found.append(
+            f"The load generator itself failed {times} and stopped sending: the figures are of the "
+            f"part that ran, and the sessions that broke off are not the server's fault. The first "
+            f"error was {failures[0]}"
+        )
+    elif interrupted:
         found.append("The run was interrupted: the figures are of the part that ran.")
     window, whole = figures.window, figures.all
     if not whole.answered:

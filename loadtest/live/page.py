@@ -19,6 +19,7 @@ PAGES = Path(__file__).parent / "pages"
 SENTENCES = {
     ExitStatus.KEPT: "Every target was kept.",
     ExitStatus.NO_DATA: "There is no data to hold against the targets.",
+    ExitStatus.FAILED: "The load generator itself failed: this run says little of the server.",
 }
 
 

@@ -66,7 +66,7 @@ def load(
     """Runs a plan against a server and returns what was seen.
 
     web: host and port of locust's page. on_begin: called with its address. SIGINT or SIGTERM stops
-    sending; what was seen until then counts. Raises what a user's own code raised.
+    sending, and so does an error of our own (`Run.failures`); what was seen until then counts.
     """
     scrapes: list[Counts] = []
     lag = Lag()
@@ -79,13 +79,6 @@ def load(
     page = WebPage(environment, live, *web) if web is not None else None
     if page is not None:
         on_begin(page.address)
-    failures: list[BaseException] = []
-
-    def failed(exception: BaseException, **_: object) -> None:
-        failures.append(exception)
-        run.stop(cut_short=True)
-
-    environment.events.user_error.add_listener(failed)
     environment.events.test_stopping.add_listener(lambda **_: run.stop(cut_short=True))
     stop = _Stop(run)
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -94,7 +87,7 @@ def load(
     gc.collect()
     gc.freeze()
     run.begin()
-    beside = [gevent.spawn(lag.run, run.start_s), gevent.spawn(_ticks, run, live)]
+    beside = [gevent.spawn(_beats, run, lag), gevent.spawn(_ticks, run, live)]
     scraper = service.scraper()
     if scraper is not None:
         beside.append(gevent.spawn(_scrapes, run, scraper, service, scrapes, plan.scrape_s))
@@ -115,8 +108,6 @@ def load(
         gc.unfreeze()
     if page is not None:
         page.stop()
-    if failures:
-        raise failures[0]
     return seen
 
 
@@ -144,18 +135,25 @@ def _raise_file_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
+def _beats(run: Run, lag: Lag) -> None:
+    with run.watched():
+        lag.run(run.start_s)
+
+
 def _ticks(run: Run, live: Live) -> None:
-    while True:
-        gevent.sleep(TICK_S)
-        live.tick(run)
+    with run.watched():
+        while True:
+            gevent.sleep(TICK_S)
+            live.tick(run)
 
 
 def _scrapes(
     run: Run, connection: Connection, service: Service, scrapes: list[Counts], every_s: float
 ) -> None:
-    while True:
-        _scrape(run, connection, service, scrapes)
-        gevent.sleep(every_s)
+    with run.watched():
+        while True:
+            _scrape(run, connection, service, scrapes)
+            gevent.sleep(every_s)
 
 
 def _scrape(run: Run, connection: Connection, service: Service, scrapes: list[Counts]) -> None:

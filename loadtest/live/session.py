@@ -6,9 +6,11 @@ loads the server (`loadtest.live.process`).
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
 
 from loadtest.live.answer import Answer
 from loadtest.live.client import Client
@@ -42,7 +44,9 @@ class Run:
         self.stopped_s = -1.0
         """When sending stopped; -1: it has not."""
         self.cut_short = False
-        """Whether somebody stopped it before its time."""
+        """Whether something stopped it before its time."""
+        self.failures: list[str] = []
+        """Errors of the load generator itself, not of the server."""
         self._silence_limit_s, self._on_sample = silence_limit_s, on_sample
         self._ending = threading.Event()
 
@@ -64,6 +68,20 @@ class Run:
         if not self.ending:
             self.stopped_s, self.cut_short = self.now_s, cut_short
             self._ending.set()
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """What fails inside is no server's fault: it is kept and stops the run, and the block ends.
+
+        The traceback of the first goes to stderr.
+        """
+        try:
+            yield
+        except Exception as error:
+            if not self.failures:
+                traceback.print_exception(error)
+            self.failures.append(f"{type(error).__name__}: {error}")
+            self.stop(cut_short=True)
 
     def wait(self, seconds: float) -> bool:
         """Waits; returns whether the run goes on."""

@@ -21,6 +21,7 @@ STATUS_WORDS = {
     ExitStatus.KEPT: "every target was kept",
     ExitStatus.MISSED: "a target was missed",
     ExitStatus.NO_DATA: "no data for the targets",
+    ExitStatus.FAILED: "the load generator itself failed",
 }
 
 

@@ -33,8 +33,9 @@ class Load:
         self.arrived.spawn(self._play, session, client)
 
     def _play(self, session: Session, client: Client) -> None:
-        self.run.play(session.workload, session.script, client, due_s=session.due_s)
-        self._idle.append(client)
+        with self.run.watched():
+            self.run.play(session.workload, session.script, client, due_s=session.due_s)
+            self._idle.append(client)
 
 
 class LoadEnvironment(Environment):
@@ -59,9 +60,11 @@ class SessionUser(User):
     @task
     def session(self) -> None:
         load = self.environment.load
-        script = load.sessions.next_script(self.workload)
-        retry_s = load.run.play(self.workload, script, self.chat)
-        if not load.run.wait(retry_s):
+        with load.run.watched():
+            script = load.sessions.next_script(self.workload)
+            retry_s = load.run.play(self.workload, script, self.chat)
+            load.run.wait(retry_s)
+        if load.run.ending:
             raise StopUser
 
 
@@ -104,10 +107,11 @@ class ArrivalsUser(User):
     @task
     def walk(self) -> None:
         load = self.environment.load
-        for session in load.sessions.schedule():
-            if not load.run.wait(session.due_s - load.run.now_s):
-                raise StopUser
-            load.arrive(session)
+        with load.run.watched():
+            for session in load.sessions.schedule():
+                if not load.run.wait(session.due_s - load.run.now_s):
+                    break
+                load.arrive(session)
         # A trace is at its end.
         load.run.stop()
         raise StopUser

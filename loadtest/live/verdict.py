@@ -17,7 +17,8 @@ class ExitStatus(IntEnum):
     """Of `winnow load`."""
 
     KEPT = 0
-    NOT_BEGUN = 1
+    FAILED = 1
+    """It could not begin, or failed itself; the server is not to blame."""
     MISSED = 2
     NO_DATA = 3
 
@@ -55,13 +56,15 @@ class Verdict(msgspec.Struct, frozen=True):
         return [check for check in self.checks if check.kept is None]
 
 
-def verdict(figures: Figures, targets: Targets) -> Verdict:
-    """Returns every check, and the status: NO_DATA when no answered request was sent in the
-    window, else MISSED when a target was missed, else NO_DATA when one has nothing to be held
-    against, else KEPT."""
+def verdict(figures: Figures, targets: Targets, *, failed: bool = False) -> Verdict:
+    """Returns every check, and the status: FAILED when the load generator itself has, else NO_DATA
+    when no answered request was sent in the window, else MISSED when a target was missed, else
+    NO_DATA when one has nothing to be held against, else KEPT."""
     checks = tuple(_checks(figures, targets))
     kept = [check.kept for check in checks]
-    if not figures.all.answered:
+    if failed:
+        status = ExitStatus.FAILED
+    elif not figures.all.answered:
         status = ExitStatus.NO_DATA
     elif False in kept:
         status = ExitStatus.MISSED

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import selectors
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from threading import Barrier
 
 import pytest
 
@@ -45,3 +47,48 @@ def test_the_port_of_a_server_is_not_shared_with_strangers() -> None:
             for taken in (listen, hold_port):
                 with pytest.raises(ConfigError, match=f"--port {port}"):
                     taken(HOST, port)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [(HOST, HOST), (HOST, "0.0.0.0"), ("0.0.0.0", HOST)],
+)
+def test_a_port_is_held_before_anybody_listens_on_it(first: str, second: str) -> None:
+    with closing(hold_port(first, 0)) as held:
+        port = held.getsockname()[1]
+        for taken in (listen, hold_port):
+            with pytest.raises(ConfigError, match=f"--port {port} cannot be listened on"):
+                taken(second, port)
+        listen(first, port, shared=True).close()
+    hold_port(second, port).close()
+
+
+def test_of_servers_that_begin_at_the_same_moment_no_two_have_the_port() -> None:
+    with closing(listen(HOST, 0)) as free:
+        port = free.getsockname()[1]
+    everybody = Barrier(8)
+
+    def begin(_: int) -> socket.socket | None:
+        everybody.wait(PATIENCE_S)
+        try:
+            return hold_port(HOST, port)
+        except ConfigError:
+            return None
+
+    with ThreadPoolExecutor(8) as pool:
+        holders = [held for held in pool.map(begin, range(8)) if held is not None]
+    for held in holders:
+        held.close()
+    assert len(holders) <= 1
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_the_next_server_has_the_port_although_connections_linger(shared: bool) -> None:
+    with closing(listen(HOST, 0, shared=shared)) as listener:
+        port = listener.getsockname()[1]
+        with socket.create_connection((HOST, port)) as client:
+            accepted, _ = listener.accept()
+            accepted.close()  # who closes first is left with the rest of the connection
+            assert client.recv(1) == b""
+    with closing(hold_port(HOST, port)):
+        listen(HOST, port, shared=True).close()

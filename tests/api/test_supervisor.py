@@ -90,6 +90,15 @@ def test_deaths_are_counted_within_the_window() -> None:
     assert deaths.one_more()
 
 
+def test_without_a_limit_deaths_are_counted_and_no_limit_is_named() -> None:
+    clock = Clock()
+    deaths = Deaths(RestartLimit(None, WINDOW_S), clock)
+    assert all(deaths.one_more() for _ in range(1000))
+    assert str(deaths) == "death 1000 within 60 s"
+    clock.now_s += WINDOW_S
+    assert deaths.one_more() and str(deaths) == "death 1 within 60 s"
+
+
 def test_no_restart_is_allowed_where_the_limit_is_nought() -> None:
     assert not Deaths(RestartLimit(0, WINDOW_S)).one_more()
 

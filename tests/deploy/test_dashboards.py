@@ -12,13 +12,12 @@ from deploy.grafana.generate import FOLDER, rendered
 from tests.deploy.promql import board_queries, boards, read_query, rules
 
 SCRAPED = {"job", "instance"}
-PROCESS = {"process_resident_memory_bytes", "process_cpu_seconds_total"}
 SERIES = {
     sample: {*names.BASE_LABELS, *metric.labels, *SCRAPED}
     | ({"le"} if sample.endswith("_bucket") else set())
     for metric in names.METRICS.values()
     for sample in metric.sample_names
-} | dict.fromkeys(PROCESS, SCRAPED)
+}
 """Every series of ours -> its labels."""
 VALUES = {
     "phase": {"prefill", "decode"},
@@ -104,7 +103,7 @@ def test_types_are_respected(query: str) -> None:
         for metric in names.METRICS.values()
         if metric.kind != "gauge"
         for sample in metric.sample_names
-    } | {"process_cpu_seconds_total"}
+    }
     rated = set(re.findall(r"(?:rate|increase)\(([a-z_]+)\{", query))
     read = {selector.name for selector in read_query(query).selectors}
     assert rated == read & counted

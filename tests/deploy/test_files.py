@@ -14,13 +14,12 @@ import yaml
 from api.cli import main
 from api.config import ChatConfig, ServerConfig
 from api.options import build, parse_bytes
+from api.stopping import stop_limit_s
 from engine.client import EngineConfig
 from tests.deploy.promql import DEPLOY
 
 ROOT = DEPLOY.parent
 STRUCTS = (EngineConfig, ServerConfig, ChatConfig)
-UNREAD_S = 10
-"""What the server may take beyond its delay and grace, for clients that do not read."""
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +75,7 @@ def settings(text: str) -> dict[str, Any]:
 
 def stop_seconds(values: dict[str, Any]) -> float:
     """The longest that a server with these settings takes to stop."""
-    config = build(ServerConfig, values)
-    return config.drain_delay_s + config.shutdown_grace_s + UNREAD_S
+    return stop_limit_s(build(ServerConfig, values))
 
 
 def test_every_yaml_file_parses() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import threading
@@ -18,13 +19,14 @@ from tests.api.server_process import ServerProcess
 from tests.deploy.prometheus_process import Prometheus
 from tests.deploy.promql import board_queries, boards, read_query, rules
 from tests.deploy.test_rules import promtool
+from tests.soak.traffic import TOOL, Findings, client_of
 
 pytestmark = [pytest.mark.check, pytest.mark.timeout(1200)]
 
 ROUNDS = 100
 """Of load, at most; a few give every query its data."""
-PICTURE_ROUNDS = 60
-"""More, for `make pictures`: a board shows a course of events."""
+PICTURE_CLIENTS, PICTURE_S = (2, 6, 12, 4), 45.0
+"""Clients of one phase after the other, for `make pictures`: a board shows a course of events."""
 QUESTION = "Please tell me what the capital of France is, and how many letters its name has. " * 3
 
 
@@ -64,6 +66,52 @@ def load(url: str, number: int) -> None:
             thread.join()
 
 
+async def agent(url: str, model: str, stop: asyncio.Event) -> None:
+    """Asks, has a tool called, sends the result without the reasoning, and thanks: what retention
+    and pre-warming are for."""
+    async with httpx.AsyncClient(base_url=url, timeout=300) as client:
+
+        async def ask(messages: list[dict[str, Any]], **fields: Any) -> dict[str, Any]:
+            body = {"model": model, "messages": messages, "tools": [TOOL], "max_tokens": 300}
+            body |= {"thinking": {"type": "enabled"}} | fields
+            answer = await client.post("/v1/chat/completions", json=body)
+            if answer.status_code != 200:
+                return {"role": "assistant", "content": ""}
+            said: dict[str, Any] = answer.json()["choices"][0]["message"]
+            return {k: said[k] for k in ("role", "content", "tool_calls") if said.get(k)}
+
+        while not stop.is_set():
+            messages: list[dict[str, Any]] = [{"role": "user", "content": "Weather in Oslo?"}]
+            call = await ask(messages, tool_choice="required", parallel_tool_calls=False)
+            messages.append(call)
+            for one in call.get("tool_calls", ()):
+                result = {"role": "tool", "tool_call_id": one["id"], "content": "rain, 4 degrees"}
+                messages.append(result)
+            messages.append(await ask(messages))
+            await asyncio.sleep(1)  # as people do: the next form of the turn is computed meanwhile
+            messages.append({"role": "user", "content": "Thank you"})
+            await ask(messages)
+
+
+async def mixed_load(url: str) -> None:
+    """What the soak's clients do: they chat, stream, call tools, leave and send garbage; and two
+    agents beside them."""
+    async with httpx.AsyncClient(base_url=url) as client:
+        model = (await client.get("/v1/models")).json()["data"][0]["id"]
+    findings = Findings()
+    for phase, count in enumerate(PICTURE_CLIENTS):
+        stop = asyncio.Event()
+        seeds = range(1000 * phase, 1000 * phase + count)
+        clients = [
+            asyncio.create_task(client_of(url, model, seed, findings, stop)) for seed in seeds
+        ]
+        clients += [asyncio.create_task(agent(url, model, stop)) for _ in range(2)]
+        await asyncio.sleep(PICTURE_S)
+        stop.set()
+        await asyncio.gather(*clients)
+    assert findings.outcomes["answered"] and not findings.examples
+
+
 def draw_boards(prometheus: Prometheus, folder: Path) -> None:
     """Draws what Prometheus has seen since it started."""
     minutes = (time.time() - prometheus.begin_s) / 60
@@ -100,8 +148,7 @@ def test_every_query_returns_data(server: ServerProcess, metrics_url: str, tmp_p
         assert not open_questions
         pictures = Path(os.environ.get("WINNOW_BOARDS", tmp_path / "boards"))
         if "WINNOW_BOARDS" in os.environ:
-            for number in range(PICTURE_ROUNDS):
-                load(server.url, ROUNDS + number)
+            asyncio.run(mixed_load(server.url))
         draw_boards(prometheus, pictures)
         assert {picture.stem for picture in pictures.glob("*.png")} == {
             Path(name).stem for name in boards()

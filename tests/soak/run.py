@@ -3,8 +3,9 @@
     python -m tests.soak.run --minutes 30 [--clients 8] [--seed N] [-- OPTIONS OF winnow serve]
 
 Clients chat, stream, call tools, leave in the middle and send garbage. In turn the engine is
-killed, the wall clock jumps by up to a day, a step hangs (SIGSTOP: it never ends), and the disk
-below the log is full. The last third does no harm, so that the engine's memory can be judged, too.
+killed, one of two API processes is, the wall clock jumps by up to a day, a step hangs (SIGSTOP: it
+never ends), and the disk below the log is full. The last third does no harm, so that the memory of
+the engine and of the API processes can be judged, too.
 The exit status is 0 if every line of the table is as it must be.
 """
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
+import os
 import random
 import signal
 import sys
@@ -20,70 +21,27 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
 import httpx
 from tqdm import tqdm
 
-from tests.soak.target import SILENCE_LIMIT_S, Target, resident_bytes
+from tests.soak.memory import Check, Memory
+from tests.soak.target import SILENCE_LIMIT_S, Target
 from tests.soak.traffic import Findings, client_of
 
 READY_PATIENCE_S = 300.0
 RECOVERY_LIMIT_S = 10.0
 """From the death of an engine to the next answer."""
-GROWTH_LIMIT = 0.02
-JUDGED_S = 240.0
-"""A shorter stretch says nothing about memory."""
-FAULTS = ("kill", "clock", "hang", "disk")
+API_REPLACED_LIMIT_S = 30.0
+"""From the death of an API process to the next one's answers; the others answer meanwhile."""
+API_PROCESSES = 2
+PROBES = 16
+"""Connections, so that every API process gets one."""
+FAULTS = ("kill", "api", "clock", "hang", "disk")
 CALM_SHARE = 1 / 3
-WARM_SHARE = 0.3
-"""Of a stretch; what is held at its end is what is held after warm-up."""
 FULL_DISK_S = 10.0
 DAY_S = 86_400.0
-
-
-class Check(NamedTuple):
-    """One line of the table."""
-
-    what: str
-    found: str
-    good: bool | None
-    """None: the run was too short to say."""
-
-
-class Memory:
-    """Resident bytes of a process, once a second."""
-
-    def __init__(self) -> None:
-        self._samples: list[tuple[float, int]] = []
-
-    def sample(self, pid: int | None) -> None:
-        if pid is not None:
-            with contextlib.suppress(OSError):  # it has just died
-                self.take(time.monotonic(), resident_bytes(pid))
-
-    def take(self, at_s: float, size_bytes: int) -> None:
-        """Adds a sample."""
-        self._samples.append((at_s, size_bytes))
-
-    def restart(self) -> None:
-        self._samples.clear()
-
-    def check(self, whose: str) -> Check:
-        """Compares the median of the samples right after warm-up with that of the last ones."""
-        what = f"resident memory of {whose}, growth <= {GROWTH_LIMIT:.0%}"
-        samples = self._samples
-        if len(samples) < 20:
-            return Check(what, "not measured", None)
-        seconds = samples[-1][0] - samples[0][0]
-        warm = samples[int(len(samples) * WARM_SHARE) :]
-        some = max(5, len(warm) // 5)
-        before = median(size for _, size in warm[:some])
-        after = median(size for _, size in warm[-some:])
-        growth = after / before - 1
-        found = f"{before / 2**20:.0f} -> {after / 2**20:.0f} MiB, {growth:+.1%}"
-        return Check(what, found, growth <= GROWTH_LIMIT if seconds >= JUDGED_S else None)
 
 
 class Soak:
@@ -93,8 +51,8 @@ class Soak:
         self.target, self.seconds, self.clients, self.seed = target, seconds, clients, seed
         self.findings = Findings()
         self.done: dict[str, int] = dict.fromkeys(FAULTS, 0)
-        self.recoveries_s: dict[str, list[float]] = {"kill": [], "hang": []}
-        self.api, self.engine = Memory(), Memory()
+        self.recoveries_s: dict[str, list[float]] = {"kill": [], "hang": [], "api": []}
+        self.parent, self.apis, self.engine = Memory(), Memory(), Memory()
         self._chance = random.Random(seed)
 
     async def run(self) -> list[Check]:
@@ -136,7 +94,8 @@ class Soak:
         """Draws the bar and takes the samples."""
         with tqdm(total=round(self.seconds), unit="s", file=sys.stderr) as bar:
             while True:
-                self.api.sample(self.target.process.pid)
+                self.parent.sample(self.target.process.pid)
+                self.apis.sample(*self.target.apis)
                 self.engine.sample(self.target.engine)
                 outcomes = self.findings.outcomes
                 bar.set_postfix_str(" ".join(f"{k} {v}" for k, v in sorted(outcomes.items())))
@@ -153,6 +112,7 @@ class Soak:
             if time.monotonic() >= calm_s:
                 if faults >= 0:
                     self.engine.restart()
+                    self.apis.restart()
                     faults = -1
                 continue
             fault = FAULTS[faults % len(FAULTS)]
@@ -167,6 +127,8 @@ class Soak:
                 self.target.fill_disk(True)
                 await asyncio.sleep(FULL_DISK_S)
                 self.target.fill_disk(False)
+            case "api":
+                return await self._kill_api()
             case _:
                 number = signal.SIGKILL if fault == "kill" else signal.SIGSTOP
                 begin_s = time.monotonic()
@@ -175,6 +137,36 @@ class Soak:
                 await self._until_answered(probe, model)
                 self.recoveries_s[fault].append(time.monotonic() - begin_s)
         return True
+
+    async def _kill_api(self) -> bool:
+        """Kills one of the API processes and waits for another; False if there is only the one."""
+        before = self.target.apis
+        if len(before) < 2:
+            return False
+        begin_s = time.monotonic()
+        self.findings.api_killed(begin_s)
+        os.kill(self._chance.choice(sorted(before)), signal.SIGKILL)
+        async with asyncio.timeout(READY_PATIENCE_S):
+            while before <= self.target.apis or not await self._all_ready():
+                await asyncio.sleep(0.1)
+        self.recoveries_s["api"].append(time.monotonic() - begin_s)
+        return True
+
+    async def _all_ready(self) -> bool:
+        """Whether every API process is there and answers, as far as many connections can tell."""
+        try:
+            listening = self.target.listening
+        except OSError:  # one has just ended
+            return False
+        if len(listening) < API_PROCESSES:
+            return False
+        limits = httpx.Limits(max_keepalive_connections=0)
+        async with httpx.AsyncClient(base_url=self.target.url, timeout=30, limits=limits) as client:
+            try:
+                answers = [await client.get("/ready") for _ in range(PROBES)]
+            except httpx.TransportError:  # came to the socket of the dead one
+                return False
+        return all(answer.status_code == 200 for answer in answers)
 
     async def _until_answered(self, probe: httpx.AsyncClient, model: str) -> None:
         """Waits until a new request is answered; the first ones still meet the dead engine."""
@@ -204,13 +196,21 @@ class Soak:
         found = f"{sum(idle.values())} + {free} = {total}"
         return Check(what, found, sum(idle.values()) + free == total)
 
-    async def _restarts(self, probe: httpx.AsyncClient) -> Check:
+    async def _restarts(self, probe: httpx.AsyncClient) -> list[Check]:
         text = (await probe.get("/metrics")).text
-        (line,) = (row for row in text.splitlines() if row.startswith("winnow_engine_restarts_"))
-        count, harmed = round(float(line.split()[-1])), self.done["kill"] + self.done["hang"]
-        return Check("engines started anew = harmed", f"{count} = {harmed}", count == harmed)
+        checks = []
+        for what, metric, harmed in (
+            ("engines", "engine_restarts", self.done["kill"] + self.done["hang"]),
+            ("API processes", "api_process_restarts", self.done["api"]),
+        ):
+            (line,) = (row for row in text.splitlines() if row.startswith(f"winnow_{metric}_total"))
+            count = round(float(line.split()[-1]))
+            checks.append(
+                Check(f"{what} started anew = harmed", f"{count} = {harmed}", count == harmed)
+            )
+        return checks
 
-    def _table(self, pages: Check, restarts: Check, status: int) -> list[Check]:
+    def _table(self, pages: Check, restarts: list[Check], status: int) -> list[Check]:
         outcomes = self.findings.outcomes
         checks = [
             Check(kind, str(outcomes[kind]), outcomes[kind] > 0 or kind == "failed")  # type: ignore[index]
@@ -219,18 +219,25 @@ class Soak:
         checks.append(
             Check("requests that hung or broke", str(outcomes["broken"]), not outcomes["broken"])
         )
-        for fault, limit_s in (("kill", 0.0), ("hang", SILENCE_LIMIT_S)):
+        kills, spared = self.done["api"], self.findings.spared
+        cut = f"{outcomes['cut']} cut, {spared} went on, {kills} kills"
+        checks.append(Check("requests in flight when an API process died", cut, None))
+        for fault, what, limit_s in (
+            ("kill", "answers after a kill", RECOVERY_LIMIT_S),
+            ("hang", "answers after a hang", SILENCE_LIMIT_S + RECOVERY_LIMIT_S),
+            ("api", "another API process", API_REPLACED_LIMIT_S),
+        ):
             times_s = self.recoveries_s[fault]
-            what = f"answers after a {fault} <= {limit_s + RECOVERY_LIMIT_S:g} s"
             found = ", ".join(f"{s:.1f}" for s in times_s)
-            good = max(times_s) <= limit_s + RECOVERY_LIMIT_S if times_s else None
-            checks.append(Check(what, found or "none", good))
+            good = max(times_s) <= limit_s if times_s else None
+            checks.append(Check(f"{what} <= {limit_s:g} s", found or "none", good))
         for fault in ("clock", "disk"):
             checks.append(Check(f"{fault} faults", str(self.done[fault]), None))
         checks += [
-            restarts,
+            *restarts,
             pages,
-            self.api.check("the API process"),
+            self.parent.check("the parent"),
+            self.apis.check("the API processes"),
             self.engine.check("the engine"),
         ]
         log = self.target.log.read_text(errors="replace")
@@ -251,6 +258,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     seed = random.randrange(2**31) if options.seed is None else options.seed
     defaults = ["--kv-cache-bytes", "64MiB", "--max-queued-requests", "64", "--threads", "1"]
+    defaults += ["--api-server-count", str(API_PROCESSES)]
     with tempfile.TemporaryDirectory(prefix="winnow-soak-") as folder:
         target = Target(Path(folder), [*defaults, *options.serve])
         soak = Soak(target, 60 * options.minutes, options.clients, seed)

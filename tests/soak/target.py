@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.api.engine_process import engine_pid
+from tests.api.engine_process import api_pids, engine_pid, listens
 
 ROOT = Path(__file__).parents[2]
 CLOCK = Path(__file__).parent / "clock"
@@ -29,6 +29,7 @@ class Target:
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
+        self._port = port
         path = os.pathsep.join(filter(None, (str(CLOCK), os.environ.get("PYTHONPATH"))))
         environment = {"PYTHONPATH": path, "SOAK_CLOCK": str(self._clock)}
         with self.log.open("ab") as log:
@@ -50,6 +51,16 @@ class Target:
         """The engine's process id, None while there is none."""
         return engine_pid(self.process.pid)
 
+    @property
+    def apis(self) -> set[int]:
+        """Process ids of the API processes; none where the server is its own."""
+        return api_pids(self.process.pid)
+
+    @property
+    def listening(self) -> set[int]:
+        """Those of them that take connections."""
+        return {pid for pid in self.apis if listens(pid, self._port)}
+
     def harm_engine(self, number: signal.Signals) -> bool:
         """Kills or stops the engine; False if there is none."""
         pid = self.engine
@@ -70,7 +81,7 @@ class Target:
         No file of the processes may grow beyond the log's size: to them it is a full disk.
         """
         limit = self.log.stat().st_size if full else resource.RLIM_INFINITY
-        for pid in filter(None, (self.process.pid, self.engine)):
+        for pid in filter(None, (self.process.pid, self.engine, *self.apis)):
             resource.prlimit(pid, resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
 
     def stop(self) -> int:

@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.soak.run import JUDGED_S, Memory
-from tests.soak.traffic import KINDS, Ended, Outcome, Request, ask
+from tests.soak.memory import JUDGED_S, Memory
+from tests.soak.traffic import CLOSING_S, CUT_LIMIT_S, KINDS, Ended, Findings, Outcome, Request, ask
 
 STREAM = Request("/v1/chat/completions", b"{}", streams=True)
 PLAIN = Request("/v1/chat/completions", b"{}")
@@ -74,7 +74,43 @@ def test_a_connection_that_breaks_is_broken() -> None:
         async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
             return await ask(client, PLAIN)
 
-    assert asyncio.run(run())[0] == "broken"
+    ended = asyncio.run(run())
+    assert ended.outcome == "broken" and ended.lost
+
+
+KILL_S = 100.0
+LOST = Ended("broken", "gone", lost=True)
+
+
+@pytest.mark.parametrize(
+    ("begin_s", "end_s", "expected"),
+    [
+        (KILL_S - 3, KILL_S + 0.1, "cut"),
+        (KILL_S + CLOSING_S / 2, KILL_S + CLOSING_S, "cut"),
+        (KILL_S - 3, KILL_S - 0.1, "broken"),
+        (KILL_S + CLOSING_S + 0.1, KILL_S + CLOSING_S + 0.2, "broken"),
+        (KILL_S - 3, KILL_S + CUT_LIMIT_S + 0.1, "broken"),
+    ],
+)
+def test_only_a_request_of_a_killed_process_may_be_cut(
+    begin_s: float, end_s: float, expected: Outcome
+) -> None:
+    findings = Findings()
+    findings.api_killed(KILL_S)
+    findings.note(LOST, begin_s, end_s)
+    assert findings.outcomes == {expected: 1} and not findings.spared
+    assert len(findings.examples) == (expected == "broken")
+
+
+def test_other_requests_go_on_when_a_process_is_killed() -> None:
+    findings = Findings()
+    findings.note(LOST, 0.0, 1.0)
+    findings.api_killed(KILL_S)
+    for ended in (Ended("answered"), Ended("left"), Ended("broken", "no end behind")):
+        findings.note(ended, KILL_S - 1, KILL_S + 1)
+    findings.note(Ended("answered"), KILL_S + 0.5, KILL_S + 1)
+    assert findings.spared == 3, "those that ran at that moment"
+    assert findings.outcomes == {"answered": 2, "left": 1, "broken": 2}
 
 
 @pytest.mark.parametrize("seed", range(5))

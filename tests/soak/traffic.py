@@ -5,19 +5,25 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import httpx
 
-Outcome = Literal["answered", "refused", "failed", "left", "broken"]
+Outcome = Literal["answered", "refused", "failed", "left", "cut", "broken"]
 """refused: an error instead of an answer; failed: a stream that ended with an error event; left:
-the client went away; broken: anything else, above all a silence and a stream without an end."""
+the client went away; cut: the connection closed because its API process was killed; broken:
+anything else, above all a silence and a stream without an end."""
 
 LONGEST_WAIT_S = 4.0
 PATIENCE_S = 180.0
 """A request that has not ended by then hangs."""
+CUT_LIMIT_S = 5.0
+"""A connection of a process that was killed must have closed by then."""
+CLOSING_S = 1.0
+"""A process that was killed still takes connections for a moment."""
 WORDS = "anna ben clara lives in paris rome oslo likes tea and reads about rivers every day".split()
 TOOL: Any = {
     "type": "function",
@@ -139,6 +145,8 @@ class Ended(NamedTuple):
     """Why it counts as broken."""
     retry_after_s: float = 0.0
     """What a refusal asks to wait."""
+    lost: bool = False
+    """The connection closed; broken, unless its process was killed."""
 
 
 class Findings:
@@ -147,10 +155,24 @@ class Findings:
     def __init__(self) -> None:
         self.outcomes: Counter[Outcome] = Counter()
         self.examples: list[str] = []
+        self.spared = 0
+        """Requests that ran when an API process was killed, and that were not cut."""
+        self._killed_s: list[float] = []
 
-    def note(self, ended: Ended) -> None:
-        self.outcomes[ended.outcome] += 1
-        if ended.outcome == "broken" and len(self.examples) < 10:
+    def api_killed(self, at_s: float) -> None:
+        """An API process is about to be killed: some connections will close."""
+        self._killed_s.append(at_s)
+
+    def note(self, ended: Ended, begin_s: float = 0.0, end_s: float = 0.0) -> None:
+        """Counts a request. begin_s, end_s: by the clock of `api_killed`."""
+        outcome = ended.outcome
+        ran = [at_s for at_s in self._killed_s if begin_s - CLOSING_S <= at_s <= end_s]
+        if ended.lost and any(end_s - at_s <= CUT_LIMIT_S for at_s in ran):
+            outcome = "cut"
+        elif not ended.lost and any(begin_s <= at_s for at_s in ran):
+            self.spared += 1
+        self.outcomes[outcome] += 1
+        if outcome == "broken" and len(self.examples) < 10:
             self.examples.append(ended.what)
 
 
@@ -168,7 +190,7 @@ async def ask(client: httpx.AsyncClient, request: Request) -> Ended:
     except TimeoutError:
         return Ended("broken", f"{request.path}: no end within {PATIENCE_S:g} s")
     except httpx.HTTPError as error:
-        return Ended("broken", f"{request.path}: {type(error).__name__}: {error}")
+        return Ended("broken", f"{request.path}: {type(error).__name__}: {error}", lost=True)
 
 
 async def _read(answer: httpx.Response, request: Request) -> Ended:
@@ -223,7 +245,8 @@ async def client_of(
     async with httpx.AsyncClient(base_url=url, timeout=None) as client:
         while not stop.is_set():
             ((_, kind),) = chance.choices(KINDS, weights)
+            begin_s = time.monotonic()
             ended = await ask(client, kind(chance, model))
-            findings.note(ended)
+            findings.note(ended, begin_s, time.monotonic())
             # As clients do: not all of what they are asked, and not at the same moment.
             await asyncio.sleep(min(ended.retry_after_s, LONGEST_WAIT_S) * chance.uniform(0.5, 1))

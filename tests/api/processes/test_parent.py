@@ -14,7 +14,8 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.api.engine_process import children, engine_pid
+from tests.api.engine_process import api_pids as api_pids_of
+from tests.api.engine_process import engine_pid
 from tests.api.scripted_engine import MODEL
 from tests.api.server_process import ServerProcess
 
@@ -33,11 +34,7 @@ def server(start_server: Callable[..., ServerProcess]) -> ServerProcess:
 
 
 def api_pids(server: ServerProcess) -> set[int]:
-    found = set()
-    for pid in children(server.process.pid):
-        if "api.processes.child" in Path(f"/proc/{pid}/cmdline").read_text().split("\0"):
-            found.add(pid)
-    return found
+    return api_pids_of(server.process.pid)
 
 
 def client(server: ServerProcess) -> httpx.Client:
@@ -96,6 +93,9 @@ def streams(server: ServerProcess) -> Iterator[tuple[int, Iterator[str], httpx.C
 
 def test_two_processes_one_engine(server: ServerProcess) -> None:
     before = totals(server.url)
+    assert before["winnow_api_resident_bytes"] > 1.5 * before["process_resident_memory_bytes"], (
+        "of two processes, and not of their parent"
+    )
     assert before["winnow_engine_up"] == before["winnow_ready"] == 1
     assert len(api_pids(server)) == 2 and engine_pid(server.process.pid) is not None
 
@@ -144,6 +144,7 @@ def test_two_processes_one_engine(server: ServerProcess) -> None:
     for name in ("winnow_finished_choices_total", "winnow_first_tokens_total"):
         assert after[name] >= counted[name]
     assert after["winnow_engine_restarts_total"] == 0
+    assert after["winnow_api_process_restarts_total"] == 1
 
     # The engine dies: both processes find the next one.
     engine = engine_pid(server.process.pid)

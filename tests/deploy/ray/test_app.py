@@ -14,6 +14,8 @@ import pytest
 import yaml
 
 from api.cli import main
+from api.config import ServerConfig
+from api.stopping import stop_limit_s
 from tests.deploy.ray.live import PYTHON, ROOT
 
 FOLDER = ROOT / "deploy" / "ray"
@@ -77,8 +79,12 @@ def test_shipped_options_are_real_and_leave_the_server_time_to_stop(
     real = set(re.findall(r"--[a-z0-9-]+", capsys.readouterr().out))
     options = shlex.split(shipped["options"])
     assert {word for word in options if word.startswith("--")} <= real
-    grace_s = float(options[options.index("--shutdown-grace-s") + 1])
-    assert grace_s < shipped.get("stop_grace_s", fields()["stop_grace_s"])
+    asked = {
+        name: float(options[options.index(f"--{name.replace('_', '-')}") + 1])
+        for name in ("drain_delay_s", "shutdown_grace_s")
+    }
+    assert stop_limit_s(ServerConfig(**asked)) < shipped["stop_grace_s"]  # type: ignore[arg-type]
+    assert stop_limit_s(ServerConfig()) < fields()["stop_grace_s"]
 
 
 def test_requirements_are_pinned() -> None:

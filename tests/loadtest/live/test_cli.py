@@ -113,6 +113,63 @@ def test_no_answer_is_no_data() -> None:
     ]
 
 
+BROKEN = """
+import sys
+from gevent import monkey
+
+monkey.patch_all()
+from loadtest.live import cli
+from loadtest.live.{module} import {owner}
+
+whole, calls = {owner}.{name}, []
+
+def broken(*arguments, **fields):
+    calls.append(None)
+    if len(calls) > 3:
+        raise TypeError("a bug of ours")
+    return whole(*arguments, **fields)
+
+{owner}.{name} = broken
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.check
+@pytest.mark.parametrize(
+    ("module", "owner", "name", "loop"),
+    [
+        ("session", "Run", "play", ("--rate", "30")),
+        ("session", "Run", "play", ("--users", "3")),
+        ("plan", "Sessions", "next_script", ("--users", "3")),
+        ("lag", "Lag", "run", ("--users", "3")),
+        ("moments", "Live", "tick", ("--users", "3")),
+    ],
+)
+def test_an_error_of_our_own_is_counted_and_is_the_exit_status(
+    module: str, owner: str, name: str, loop: tuple[str, str]
+) -> None:
+    code = BROKEN.format(module=module, owner=owner, name=name)
+    if name in ("run", "tick"):
+        code = code.replace("> 3", "> 0")
+    with chat_server() as server:
+        done = subprocess.run(
+            [
+                *(sys.executable, "-c", code, server.url, "--profile", "chat", *loop),
+                *("--duration", "60", "--scale", "0.01", "--pace", "0.01", "--json"),
+            ],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=540,
+        )
+    assert done.returncode == 1, done.stderr
+    found = json.loads(done.stdout)
+    assert found["failures"] and set(found["failures"]) == {"TypeError: a bug of ours"}
+    assert "The load generator itself failed" in found["warnings"][0]
+    assert found["verdict"]["status"] == 1 and found["figures"]["run_s"] < 60
+    assert "TypeError: a bug of ours" in done.stderr
+
+
 @pytest.mark.check
 def test_a_trace_is_replayed_to_its_end_with_its_prefixes(tmp_path: Path) -> None:
     trace = tmp_path / "trace.jsonl"

@@ -28,7 +28,9 @@ TARGETS = Targets(
 )
 
 
-def outcome(figures: Figures, targets: Targets = TARGETS) -> Outcome:
+def outcome(
+    figures: Figures, targets: Targets = TARGETS, failures: tuple[str, ...] = ()
+) -> Outcome:
     return Outcome(
         begun="2026-11-22T12:00:00+00:00",
         server="http://127.0.0.1:8000/v1",
@@ -36,9 +38,10 @@ def outcome(figures: Figures, targets: Targets = TARGETS) -> Outcome:
         plan="mixed: closed loop, 3 users",
         command="winnow load --serve",
         versions={"winnow": "0.1.0"},
-        warnings=warnings(figures, interrupted=False),
+        failures=failures,
+        warnings=warnings(figures, failures, interrupted=False),
         figures=figures,
-        verdict=verdict(figures, targets),
+        verdict=verdict(figures, targets, failed=bool(failures)),
     )
 
 
@@ -96,6 +99,19 @@ def test_a_run_that_saw_nothing_says_so(samples: list[Sample]) -> None:
 @pytest.mark.parametrize("samples", NO_ANSWER)
 def test_a_report_of_nothing(samples: list[Sample]) -> None:
     assert "There is no data" in page(outcome(seen(samples)), samples, [], None)
+
+
+def test_errors_of_the_load_generator_are_counted_and_are_the_verdict() -> None:
+    text = as_text(outcome(seen(), failures=("TypeError: no", "KeyError: 'x'")))
+    assert "! The load generator itself failed 2 times" in text and "TypeError: no" in text
+    assert text.endswith("the load generator itself failed (exit status 1)")
+
+
+@pytest.mark.check
+def test_a_report_of_a_run_that_failed_itself() -> None:
+    text = page(outcome(seen(), failures=("TypeError: <no>",)), SAMPLES, [], None)
+    assert "The load generator itself failed once" in text and "TypeError: &lt;no&gt;" in text
+    assert 'class="verdict kept"' not in text
 
 
 def test_what_a_reader_must_know_before_the_figures() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from typing import Any
 
+import pytest
+
 from loadtest.conversations import Conversation, ToolStep, Turn
 from loadtest.live.scripts import Ask, Manner, Script, converse
 from loadtest.live.service import find_service
@@ -71,6 +73,25 @@ def test_an_open_loop_s_first_request_has_its_due_time() -> None:
     first, *others = run.samples
     assert first.due_s == -2.5 and first.lag_s > 2.5
     assert all(one.due_s >= 0 for one in others)
+
+
+def test_what_fails_beside_the_server_is_kept_and_stops_the_run(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def broken() -> Script:
+        yield Ask({"messages": [], "max_tokens": 1}, pause_s=0.0)
+        raise TypeError("a bug of ours")
+
+    with chat_server() as server:
+        run = Run(find_service(server.url))
+        client = run.client()
+        for _ in range(2):
+            with run.watched():
+                run.play("chat", broken(), client, due_s=0.0)
+        client.connection.close()
+    assert run.failures == ["TypeError: a bug of ours"] * 2
+    assert run.ending and run.cut_short and len(run.samples) == 2
+    assert capsys.readouterr().err.count("Traceback") == 1
 
 
 def test_stopping_wakes_who_thinks_and_sends_nothing_more() -> None:
