@@ -134,7 +134,7 @@ def mutated(document: dict[str, Any], random_: random.Random) -> bytes:
                     break
             holder[key] = copy.deepcopy(other)
         else:
-            holder[key] = random_.choice(JUNK)
+            holder[key] = copy.deepcopy(random_.choice(JUNK))  # a later mutation may be inside
         if not document:
             break
     body = json.dumps(document).encode()
