@@ -11,8 +11,9 @@ import asyncio
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from statistics import median
 
 import httpx
 import msgspec
@@ -49,10 +50,13 @@ class StreamCost(msgspec.Struct, frozen=True, kw_only=True):
 def section(options: argparse.Namespace) -> Section:
     """Returns the cost of both servers' streams, and their ratio."""
     raise_file_limit()
-    found = [
-        measure(who, streams=options.streams, tokens=options.tokens, idle=options.idle)
-        for who in SERVERS
-    ]
+    found = measure(
+        SERVERS,
+        streams=options.streams,
+        tokens=options.tokens,
+        idle=options.idle,
+        rounds=options.rounds,
+    )
     bare, winnow = found
     rows = [
         [
@@ -66,34 +70,50 @@ def section(options: argparse.Namespace) -> Section:
     ]
     header = ["server", "µs a request", "µs an event", "of bare", "idle MB"]
     text = (
-        f"{options.streams} streams of {options.tokens} tokens at once, one event a token; then "
-        f"{options.idle:,} streams that wait. A token costs winnow "
-        f"{winnow.event_s / bare.event_s:.2f} times what it costs the bare server.\n\n"
+        f"{options.streams} streams of {options.tokens} tokens at once, one event a token, the two "
+        f"servers in turn, medians of {options.rounds}; then {options.idle:,} streams that wait. "
+        f"A token costs winnow {winnow.event_s / bare.event_s:.2f} times what it costs the bare "
+        "server.\n\n"
     )
     return Section("Streams", text + table(header, rows), found)
 
 
-def measure(who: str, *, streams: int, tokens: int, idle: int) -> StreamCost:
-    """Returns what `streams` streams of `tokens` tokens cost, and then `idle` ones that wait.
+def measure(
+    servers: Sequence[str], *, streams: int, tokens: int, idle: int, rounds: int
+) -> list[StreamCost]:
+    """Returns what `streams` streams of `tokens` tokens cost each server, and then `idle` ones that
+    wait.
 
-    Shorter streams tell what of the cost is that of events.
+    Shorter streams tell what of the cost is that of events. The servers take turns, so that a
+    machine that changes its speed meanwhile does so for all of them.
     """
     short = max(1, tokens // SHORTER)
-    with server(who) as port:
-        _stream(port, WARM_UP_STREAMS, tokens)
-        short_s, long_s = (_processor_s(port, streams, length) for length in (short, tokens))
-        resident_bytes = used(port).resident_bytes
-        waiting_bytes = asyncio.run(_wait(port, idle)) - resident_bytes
-    event_s = (long_s - short_s) / (streams * (tokens - short))
-    return StreamCost(
-        who=who,
-        streams=streams,
-        tokens=tokens,
-        request_s=short_s / streams - short * event_s,
-        event_s=event_s,
-        idle_streams=idle,
-        idle_bytes=max(0, waiting_bytes),
-    )
+    with ExitStack() as running:
+        ports = [running.enter_context(server(who)) for who in servers]
+        for port in ports:
+            _stream(port, WARM_UP_STREAMS, tokens)
+        seconds = [
+            [[_processor_s(port, streams, length) for length in (short, tokens)] for port in ports]
+            for _ in range(rounds)
+        ]
+        found = []
+        for who, port, rounds_s in zip(servers, ports, zip(*seconds, strict=True), strict=True):
+            short_s, long_s = (median(own) for own in zip(*rounds_s, strict=True))
+            event_s = (long_s - short_s) / (streams * (tokens - short))
+            resident_bytes = used(port).resident_bytes
+            waiting_bytes = asyncio.run(_wait(port, idle)) - resident_bytes
+            found.append(
+                StreamCost(
+                    who=who,
+                    streams=streams,
+                    tokens=tokens,
+                    request_s=short_s / streams - short * event_s,
+                    event_s=event_s,
+                    idle_streams=idle,
+                    idle_bytes=max(0, waiting_bytes),
+                )
+            )
+    return found
 
 
 def _processor_s(port: int, streams: int, tokens: int) -> float:

@@ -32,7 +32,7 @@ from api.sse import DONE, event
 from benchmarks.server_usage import IDLE, MODEL, raise_file_limit, usage
 from engine.client import GenerationDefaults
 from engine.hub import EMBEDDED_MODEL
-from engine.messages import Output, Ready, Submit
+from engine.messages import Output, Ready, Snapshot, Submit
 
 TEXT = "The wind takes the chaff and leaves the grain; "
 WINDOW_TOKENS = 8192
@@ -77,12 +77,13 @@ class Generation(AbstractAsyncContextManager["Generation"]):
 class Engine:
     """The surface of EngineClient that a stream uses, without an engine."""
 
-    snapshot = None
     death = None
+    heard_s = 0.0
     alive = True
 
     def __init__(self, encoder: Encoder) -> None:
         self._token_ids = encoder.encode_text(TEXT)
+        self._submits = 0
         self.ready = Ready(
             model_type="deepseek_v32",
             vocab_size=encoder.tokenizer.get_vocab_size(),
@@ -95,7 +96,26 @@ class Engine:
             pre_warms=False,
         )
 
+    @property
+    def snapshot(self) -> Snapshot:
+        """Nothing waits, whatever was submitted."""
+        return Snapshot(
+            step=0,
+            running=0,
+            waiting=0,
+            backlog_tokens=0,
+            live_pages=0,
+            idle_pages={},
+            free_pages=self.ready.total_pages,
+            total_pages=self.ready.total_pages,
+            prefill_tokens_per_s=0.0,
+            decode_tokens_per_s=0.0,
+            preemptions=0,
+            submits=self._submits,
+        )
+
     async def submit(self, submit: Submit) -> Generation:
+        self._submits += 1
         return Generation(submit, self._token_ids)
 
     def abort(self, request_id: str) -> None:

@@ -128,6 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     streams.set_defaults(run=_api, model="embedded", threads=1)
     streams.add_argument("--streams", type=int, default=256, help="at once")
     streams.add_argument("--tokens", type=int, default=512, help="of each, at least 2")
+    streams.add_argument("--rounds", type=int, default=5, help="of both servers in turn")
     streams.add_argument("--idle", type=int, default=1000, help="streams that wait")
     streams.add_argument("--json", type=Path, help="also write the results to this file")
 

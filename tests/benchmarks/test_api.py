@@ -14,7 +14,7 @@ def test_streams_are_measured_beside_a_bare_server(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "api.json"
-    sizes = ["--streams", "3", "--tokens", "5", "--idle", "4"]
+    sizes = ["--streams", "3", "--tokens", "5", "--idle", "4", "--rounds", "2"]
     assert main(["api", *sizes, "--json", str(file)]) == 0
     assert "| winnow |" in capsys.readouterr().out
     bare, winnow = json.loads(file.read_text())["results"]["Streams"]
