@@ -26,7 +26,7 @@ from api.server import create_app
 from api.stderr import tell
 from api.stopping import StopSignals
 from api.supervisor import EngineSupervisor, RestartLimit
-from engine.client import EngineClient, EngineConfig
+from engine.client import EngineClient, EngineConfig, set_heap_aside
 from engine.messages import Ready
 
 
@@ -83,6 +83,7 @@ async def answer(
     Raises what ends the supervisor.
     """
     server = api_server(app, config)
+    set_heap_aside()
     if (keys := getattr(app.state, "keys", None)) is not None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, keys.reload)
 

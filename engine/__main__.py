@@ -22,6 +22,7 @@ from engine.config import ConfigError, EngineConfig
 from engine.connections import Connection, Connections
 from engine.core import EngineCore
 from engine.grammar import GrammarCompiler
+from engine.heap import set_heap_aside
 from engine.intake import Intake
 from engine.loading import load_replica
 from engine.messages import Failed, ToEngine
@@ -71,6 +72,7 @@ def _serve(owner: Connection, connections: Connections, listener: socket.socket 
         replica.folder, replica.model.vocab_size, replica.defaults.eos_token_ids
     )
     intake = Intake(replica.scheduler, inbox, compiler)
+    set_heap_aside()
     owner.send(replica.ready)
     threading.Thread(
         target=connections.serve, args=(owner, intake), name="reader", daemon=True

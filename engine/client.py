@@ -23,6 +23,7 @@ import msgspec
 
 from engine.config import ConfigError, EngineConfig
 from engine.generation import EngineDead, EngineRefused, Generation
+from engine.heap import set_heap_aside
 from engine.hub import resolve_model
 from engine.messages import (
     Abort,
@@ -55,6 +56,7 @@ __all__ = [
     "Generation",
     "GenerationDefaults",
     "resolve_model",
+    "set_heap_aside",
 ]
 
 
