@@ -23,6 +23,7 @@ from api.server import create_app
 from benchmarks.step import CLOCKS, Clock, decode_stopwatch, load
 from cost_model.shape import ModelShape
 from engine.core import EngineCore
+from engine.heap import set_heap_aside
 from engine.messages import FromEngine, Outputs, Ready, Shutdown, Snapshot, ToEngine
 from engine.messages import Steps as StepsMessage
 from engine.runner import Runner
@@ -148,6 +149,7 @@ def measure_steps(
     endless = Sampling(max_tokens=total + SPARE_STEPS, temperature=0.0, ignore_eos=True)
     watch = decode_stopwatch(replica, batch=rows, context=context, clock=clock, sampling=endless)
     watch.scheduler.predictor = replica.scheduler.predictor
+    set_heap_aside()  # as the engine's process does before its first step
     loop = Loop(watch.scheduler, watch.runner, clock)
     off: list[float] = []
     on: list[float] = []
