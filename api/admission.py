@@ -128,7 +128,9 @@ async def in_time(deadline: Deadline | None) -> AsyncIterator[None]:
         yield
         return
     try:
-        async with asyncio.timeout_at(deadline.at_s):
+        async with asyncio.timeout_at(deadline.at_s) as limit:
             yield
     except TimeoutError:
+        if not limit.expired():
+            raise
         raise deadline.missed() from None

@@ -44,7 +44,6 @@ from api.grammar.answers import Grammars
 from api.logprobs import check_prompt_entries
 from api.metrics.metrics import Metrics
 from api.profiles import check_thinking, choose_profile
-from api.protection.limits import charge_tokens
 from api.protection.priority import ANY_PRIORITY, PriorityRule
 from api.submission import Caller, Submitter, all_or_none
 from api.turn import Turn
@@ -214,7 +213,7 @@ class ChatService:
         tenant = caller.tenant or request.tenant
         asks = Sizes(prompt_tokens=0, n=1, tenant=tenant, deadline_s=caller.deadline_s)
         async with in_time(caller.deadline(self._door, asks)):
-            text, tokens = await self._summariser.summarise(
+            text = await self._summariser.summarise(
                 needed.trajectory,
                 request_id=request_id,
                 tools=request.functions or None,
@@ -222,7 +221,6 @@ class ChatService:
                 cache_salt=caller.cache_salt(request),
                 priority=caller.priority.of(request.priority),
             )
-        charge_tokens(tokens)
         self.conversations.summaries.put(needed.key, text)
 
     async def start_completion(

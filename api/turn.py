@@ -125,10 +125,10 @@ class Turn(Generic[R]):
         """
         try:
             async with contextlib.aclosing(self._news()) as news:
-                for piece in self._read(await self._first(news)):
+                for piece in self._read_all(await self._first(news)):
                     yield piece
                 async for outputs in news:
-                    for piece in self._read(outputs):
+                    for piece in self._read_all(outputs):
                         yield piece
         except EngineDead as error:
             self._failed()
@@ -150,12 +150,11 @@ class Turn(Generic[R]):
             self._failed()
             raise self._deadline.missed() from None
 
-    def _read(self, outputs: list[Output]) -> list[ChunkChoice]:
-        if len(outputs) == 1:
-            return self._read_one(outputs[0])
-        return [piece for output in outputs for piece in self._read_one(output)]
+    def _read_all(self, outputs: list[Output]) -> Iterator[ChunkChoice]:
+        for output in outputs:  # one that failed takes nothing from those before it
+            yield from self._read(output)
 
-    def _read_one(self, output: Output) -> list[ChunkChoice]:
+    def _read(self, output: Output) -> list[ChunkChoice]:
         part = self._part[output.id]
         choice = part.choices[output.choice]
         was_finished = choice.finish_reason is not None

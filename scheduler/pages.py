@@ -211,10 +211,10 @@ class PagePool:
 
         Those that are live or unknown stay as they are; with `was`, those of other classes too.
         """
-        kind, used = _KIND[idle_class], self._grid.use(len(keys) - first)
         run, end = self.match(keys)
         if end <= first:
             return
+        kind, used = _KIND[idle_class], self._grid.use(len(keys) - first)
         while run is not None and run.end > first and not run.references:
             if was is None or run.kind == _KIND[was]:
                 if end < run.end:

@@ -8,6 +8,7 @@ run is split where a prefix ends that somebody takes, or where its pages part in
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import NamedTuple
 
 
@@ -74,10 +75,10 @@ class Prefix(NamedTuple):
         run = self.run
         if run is None:
             return []
-        pages = run.pages[: self.end - run.start]
+        parts = [run.pages[: self.end - run.start]]
         while (run := run.before) is not None:
-            pages[:0] = run.pages
-        return pages
+            parts.append(run.pages)
+        return parts[0] if len(parts) == 1 else [*chain.from_iterable(reversed(parts))]
 
 
 NOTHING_FOUND = Prefix(None, 0)

@@ -9,6 +9,7 @@ from api.admission import Door
 from api.chat.encoding import Encoder
 from api.chat.messages import Message, normalise_history
 from api.errors import ApiError, engine_is_dead, invalid
+from api.protection.limits import charge_tokens
 from engine.client import EngineClient, EngineDead, EngineRefused
 from engine.messages import Sampling, Submit
 from scheduler.admission import Sizes
@@ -41,8 +42,8 @@ class Summariser:
         tenant: str,
         cache_salt: str,
         priority: int,
-    ) -> tuple[str, int]:
-        """Returns the summary, and the tokens it took: its prompt and itself.
+    ) -> str:
+        """Returns the summary. The sender is charged for what it took, ended or not.
 
         Raises ApiError: 400 when trajectory and summary do not fit the window, else what refused
         or failed.
@@ -78,19 +79,21 @@ class Summariser:
         try:
             generation = await self._engine.submit(submit)
             self._door.accepted(number, generation.cached_tokens)
-            async with generation:
-                async for outputs in generation:
-                    for output in outputs:
-                        token_ids += output.token_ids
-                        if output.finish in ("abort", "error"):
-                            raise ApiError(
-                                500, "The engine gave up on a summary.", code="engine_error"
-                            )
+            try:
+                async with generation:
+                    async for outputs in generation:
+                        for output in outputs:
+                            token_ids += output.token_ids
+                            if output.finish in ("abort", "error"):
+                                raise ApiError(
+                                    500, "The engine gave up on a summary.", code="engine_error"
+                                )
+            finally:
+                charge_tokens(len(prompt.token_ids) + len(token_ids))
         except EngineRefused as error:
             raise ApiError(
                 error.status, error.message, code=error.code, retry_after=error.retry_after
             ) from error
         except EngineDead as error:
             raise engine_is_dead(error) from error
-        text = encoder.tokenizer.decode(token_ids, skip_special_tokens=True).strip()
-        return text, len(prompt.token_ids) + len(token_ids)
+        return encoder.tokenizer.decode(token_ids, skip_special_tokens=True).strip()

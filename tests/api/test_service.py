@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
 from itertools import pairwise
 from typing import Any
 
@@ -10,7 +11,7 @@ import msgspec
 import pytest
 
 from api.errors import ApiError
-from engine.messages import Refused, Span
+from engine.messages import Output, Refused, Span
 from scheduler.retention import flip_point
 from tests.api.scripted_engine import Scripted, body
 
@@ -121,6 +122,31 @@ def test_an_engine_that_dies_on_the_way_is_a_503(scripted: Scripted) -> None:
     with pytest.raises(ApiError) as caught:
         asyncio.run(run())
     assert caught.value.status == 503
+
+
+def test_a_choice_that_fails_takes_nothing_from_those_before_it(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> list[str]:
+        turn = await scripted.service.start(body(n=2))
+        name = scripted.engine.submits[0].id
+        together = [
+            Output(name, 0, scripted.tokens("Hi")[:1], None, None),
+            Output(name, 1, [], None, "error"),
+        ]
+
+        async def news() -> AsyncGenerator[list[Output], None]:
+            yield together
+
+        monkeypatch.setattr(turn, "_news", news)
+        said = []
+        async with turn:
+            with pytest.raises(ApiError, match="gave up"):
+                async for piece in turn.pieces():
+                    said.append(piece.delta.content)
+        return said
+
+    assert asyncio.run(run()) == ["H"]
 
 
 def test_leaving_early_aborts(scripted: Scripted) -> None:

@@ -193,6 +193,15 @@ def test_no_page_goes_before_those_that_follow_it_whatever_their_classes() -> No
     assert pool.evictions == {"dead": 2, "stable": 1, "awaited": 1}
 
 
+def test_a_turn_without_pages_does_not_turn_time_back() -> None:
+    """Its choice was preempted, so the span that it reports stands behind all that is cached."""
+    pool = PagePool(3)
+    (old,) = chain(pool, b"a", 1)
+    pool.reclassify([], "stable", first=20)
+    young = chain(pool, b"b", 2)
+    assert evicted(pool, 3) == [old, *reversed(young)]
+
+
 def test_a_place_where_conversations_branch_outlives_the_branch_that_ages() -> None:
     pool = PagePool(4)
     trunk, old = chain(pool, b"a", 2)

@@ -302,7 +302,11 @@ def test_steps_too_long_to_summarise_are_refused(scripted: Scripted) -> None:
     assert caught.value.param == "context_management.strategy"
 
 
-def test_a_summary_is_waited_for_within_the_deadline(scripted: Scripted) -> None:
+def test_a_summary_is_waited_for_within_the_deadline(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    charged: list[int] = []
+    monkeypatch.setattr("api.conversation.summary.charge_tokens", charged.append)
     scripted.engine.gate.clear()
     rule = {"strategy": "summary"}
     request = body(messages=loop(1000, 1000, 900), tools=[TOOL], context_management=rule)
@@ -311,6 +315,7 @@ def test_a_summary_is_waited_for_within_the_deadline(scripted: Scripted) -> None
     assert (caught.value.status, caught.value.code) == (503, "deadline_missed")
     assert scripted.engine.open == 0
     assert scripted.engine.aborts == [submit.id for submit in scripted.engine.submits]
+    assert charged == [len(submit.token_ids) for submit in scripted.engine.submits]
 
 
 def test_many_summaries_at_once_are_refused(scripted: Scripted) -> None:
