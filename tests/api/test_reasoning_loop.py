@@ -89,7 +89,10 @@ def test_hits_grow_in_three_steps_without_any_reasoning(
         assert answer["prompt_token_ids"][: len(sequence)] == sequence
         details = usage["prompt_tokens_details"]
         cached.append(details["cached_tokens"])
-        assert cached[-1] == max(0, len(sequence) - 1) // PAGE_TOKENS * PAGE_TOKENS
+        least = max(0, len(sequence) - 1) // PAGE_TOKENS * PAGE_TOKENS
+        # A choice that is cut after its call may have gone on, in the very words that follow.
+        went_on = PAGE_TOKENS if one_call and sequence else 0
+        assert least <= cached[-1] <= least + went_on
         assert details.get("restored_reasoning_tokens", 0) == restored
         restored += usage["completion_tokens_details"]["reasoning_tokens"]
         sequence = answer["prompt_token_ids"] + choice["token_ids"]
