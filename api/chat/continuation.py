@@ -13,11 +13,12 @@ def split_started(
     With content, the reasoning before it is over; without, it is what goes on.
 
     Raises PromptError, naming `messages[i]`, for a beginning that no prompt can end in: tool calls,
-    reasoning in chat mode with nothing after it, text that is not Unicode, no message before it.
+    reasoning in chat mode with nothing after it, text that is not Unicode, no message before it but
+    system messages.
     """
     *history, last = messages
     param = f"messages[{len(history)}]"
-    if not history:
+    if all(message.role == "system" for message in history):
         raise PromptError("There is no message that the prefix could answer.", param)
     if last.tool_calls:
         raise PromptError("A message with tool_calls cannot be continued.", f"{param}.tool_calls")

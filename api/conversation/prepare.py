@@ -14,7 +14,7 @@ import msgspec
 
 from api.chat.continuation import split_started
 from api.chat.encoding import Encoder, Prompt
-from api.chat.messages import Message, PromptError, check_history, normalise_history
+from api.chat.messages import Message, check_history, normalise_history
 from api.chat_request import ChatRequest
 from api.config import ChatConfig
 from api.conversation.context_management import Applied, PromptSizes, Summaries, manage
@@ -58,10 +58,6 @@ class Conversations:
         started = None
         if request.continues:
             history, started = split_started(history, thinking)
-            if all(message.role == "system" for message in history):
-                raise PromptError(
-                    "There is no message that the prefix could answer.", f"messages[{len(history)}]"
-                )
         check_tools(self._profile, bool(request.functions), history)
         policy = request.missing_reasoning or self._config.missing_reasoning
         if policy == "error":

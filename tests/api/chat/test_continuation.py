@@ -26,6 +26,7 @@ def test_reasoning_in_the_content_is_lifted() -> None:
     ("messages", "thinking", "param"),
     [
         ([Message("assistant", "a")], True, "messages[0]"),
+        ([Message("system", "Be brief."), Message("assistant", "a")], True, "messages[1]"),
         (
             [HI, Message("assistant", "a", tool_calls=(ToolCall("c", "f", "{}"),))],
             True,
