@@ -6,6 +6,7 @@ Optional: `pip install llama-cpp-python gguf`. Its architecture `deepseek32` is 
 from __future__ import annotations
 
 import ctypes
+import logging
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -149,11 +150,16 @@ def _tensors(config: ModelConfig, tensors: dict[str, np.ndarray]) -> dict[str, n
 
 
 class LlamaCpp:
-    """llama.cpp in float32 with a float32 cache, one sequence of its batch for each prompt."""
+    """llama.cpp in float32 with a float32 cache, one sequence of its batch for each prompt.
+
+    Without its flash attention, which rounds to half precision on a CPU: logits then differ by
+    1e-3 and more, and greedy tokens with them.
+    """
 
     who = "llama.cpp"
 
     def __init__(self, folder: Path, *, sequences: int, tokens: int, threads: int) -> None:
+        logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)  # else: every tensor, a line
         llama_cpp.llama_backend_init()
         with TemporaryDirectory() as written:
             file = write_gguf(folder, Path(written) / "model.gguf")
@@ -167,6 +173,7 @@ class LlamaCpp:
         settings.n_batch = settings.n_ubatch = 512
         settings.n_threads = settings.n_threads_batch = threads
         settings.type_k = settings.type_v = FLOAT32
+        settings.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
         self._context = llama_cpp.llama_init_from_model(self._model, settings)
         if not self._context:
             raise RuntimeError("llama.cpp does not make a context")

@@ -163,18 +163,20 @@ class Attention:
         h [T, hidden] is the normalised input. Every form reads latents back from the cache, so
         that one-shot prefill, chunked prefill and decode see the same (rounded) values.
         """
-        query_latent, latents, rope_keys, *rest = self.down(h).split(self.widths, dim=-1)
+        query_latent, latents, rope_keys, *rest = self.down(h).split_with_sizes(self.widths, dim=-1)
         query_latent = rms_norm(query_latent, self.q_norm, self.eps)
         latents = rms_norm(latents, self.kv_norm, self.eps)
-        cache.latents.write(self.layer, batch.slots, latents, rope_interleaved(rope_keys, rope))
+        q = self.q_up(query_latent).unflatten(-1, (self.heads, -1))
+        q_nope, q_rope = q.split_with_sizes((self.nope, self.rope), dim=-1)
+        # The key that all heads share is turned as one more of them.
+        turned = rope_interleaved(torch.cat((q_rope, rope_keys[:, None]), dim=1), rope)
+        q_rope, rope_keys = turned[:, :-1], turned[:, -1]
+        cache.latents.write(self.layer, batch.slots, latents, rope_keys)
         weights = None
         if self.select:
             cache.index_keys.write(self.layer, batch.slots, self.indexer.keys(rest[0], rope))
             weights = self.head_weights(h.float()) if self.head_weights else rest[1]
-
-        q = self.q_up(query_latent).unflatten(-1, (self.heads, -1))
-        q_nope, q_rope = q.split((self.nope, self.rope), dim=-1)
-        inputs = (q_nope, rope_interleaved(q_rope, rope), query_latent, weights, rope)
+        inputs = (q_nope, q_rope, query_latent, weights, rope)
         if len(batch.groups) == 1:  # all tokens, in their order
             return self.out(self._attend(batch.groups[0], inputs, cache, probe).flatten(1))
         out = h.new_empty(h.shape[0], self.heads, self.config.v_head_dim)

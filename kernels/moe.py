@@ -87,18 +87,24 @@ def routed_experts(
     """
     tokens, top_k = experts.shape
     flat = experts.flatten()
-    order = flat.argsort(stable=True)
-    counts = torch.bincount(flat, minlength=len(swiglus)).tolist()
-    active = [(swiglus[e], count) for e, count in enumerate(counts) if count]
-    parts = x.index_select(0, order // top_k).split([count for _, count in active])
-    hidden = torch.cat([s.gate_up(part) for (s, _), part in zip(active, parts, strict=True)])
+    if tokens == 1:  # nothing to gather, nothing to put back
+        order, rows = None, x.expand(top_k, -1)
+        active = [(swiglus[expert], 1) for expert in flat.tolist()]
+    else:
+        order = flat.argsort(stable=True)
+        rows = x.index_select(0, order // top_k)
+        loads = torch.bincount(flat, minlength=len(swiglus)).tolist()
+        active = [(swiglus[expert], load) for expert, load in enumerate(loads) if load]
+    counts = [count for _, count in active]
+    parts = zip(active, rows.split(counts), strict=True)
+    hidden = torch.cat([swiglu.gate_up(part) for (swiglu, _), part in parts])
     hidden = gated(hidden, batch_invariant=swiglus[0].batch_invariant)
-    parts = hidden.split([count for _, count in active])
-    results = torch.cat([s.down(part) for (s, _), part in zip(active, parts, strict=True)])
-    # Back to token order, so that each token's experts are summed in the same order every time.
-    unsorted = torch.empty_like(results, dtype=torch.float32)
-    unsorted[order] = results.float()
-    return (unsorted.view(tokens, top_k, -1) * weights[:, :, None]).sum(1)
+    parts = zip(active, hidden.split(counts), strict=True)
+    results = torch.cat([swiglu.down(part) for (swiglu, _), part in parts]).float()
+    if order is not None:  # so that each token's experts are summed in the same order every time
+        sorted_results, results = results, torch.empty_like(results)
+        results[order] = sorted_results
+    return (results.view(tokens, top_k, -1) * weights[:, :, None]).sum(1)
 
 
 def route_reference(

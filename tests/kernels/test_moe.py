@@ -116,9 +116,10 @@ def test_swiglu_is_down_of_silu_gate_times_up() -> None:
     torch.testing.assert_close(found.double(), expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("tokens", [1, 9])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_routed_experts_match_a_plain_loop(dtype: torch.dtype) -> None:
-    tokens, top_k, width = 9, 3, 8
+def test_routed_experts_match_a_plain_loop(dtype: torch.dtype, tokens: int) -> None:
+    top_k, width = 3, 8
     generator = torch.Generator().manual_seed(5)
     # Expert 7 is never chosen: an expert without tokens must not disturb the others.
     experts = torch.stack([torch.randperm(7, generator=generator)[:top_k] for _ in range(tokens)])
