@@ -58,8 +58,10 @@ def write_gguf(folder: Path, file: Path) -> Path:
     }
     writer = gguf.GGUFWriter(file, ARCHITECTURE)
     for key, number in _numbers(config).items():
-        add = writer.add_float32 if isinstance(number, float) else writer.add_uint32
-        add(f"{ARCHITECTURE}.{key}", number)
+        if isinstance(number, float):
+            writer.add_float32(f"{ARCHITECTURE}.{key}", number)
+        else:
+            writer.add_uint32(f"{ARCHITECTURE}.{key}", number)
     writer.add_bool(f"{ARCHITECTURE}.expert_weights_norm", True)
     if config.rope_scaling:
         writer.add_string(f"{ARCHITECTURE}.rope.scaling.type", "yarn")

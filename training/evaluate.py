@@ -16,7 +16,7 @@ from engine.llm import LLM
 from engine.messages import Sampling
 from training.agent import Generate, Outcome, play
 from training.data import Mix, draw_case
-from training.stages import EMBEDDED, EVALUATION
+from training.stages import EMBEDDED, EVALUATION, LONG
 from training.tasks.case import Case
 
 LENGTHS = (256, 512, 1024)
@@ -54,6 +54,14 @@ def draw_cases(
                         drawn.append((case, thinking))
                         found += 1
     return drawn
+
+
+def spelled(mixes: dict[str, dict[int, Mix]], usual: float) -> dict[str, dict[int, Mix]]:
+    """The mixes with that share of tool and parameter names in their usual spelling."""
+    return {
+        task: {length: msgspec.structs.replace(mix, usual=usual) for length, mix in lengths.items()}
+        for task, lengths in mixes.items()
+    }
 
 
 def engine_generate(llm: LLM, encoder: Encoder) -> Generate:
@@ -107,12 +115,19 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=20, help="per task, mode and prompt length")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--attention", default="auto", choices=("auto", "sparse", "dense"))
+    parser.add_argument(
+        "--usual",
+        type=float,
+        default=LONG.usual,
+        help="share of tool and parameter names in their usual spelling (default: %(default)s)",
+    )
     parser.add_argument("--json", type=Path, help="also write every outcome to this file")
     parser.add_argument("--failures", type=int, default=0, help="print so many failed cases")
     arguments = parser.parse_args()
     encoder = Encoder.from_folder(Path(arguments.model) if arguments.model else EMBEDDED)
     llm = LLM(arguments.model, attention=arguments.attention)
-    cases = draw_cases(encoder, EVALUATION, arguments.cases, arguments.seed)
+    mixes = spelled(EVALUATION, arguments.usual)
+    cases = draw_cases(encoder, mixes, arguments.cases, arguments.seed)
     outcomes = play(cases, encoder, engine_generate(llm, encoder))
     cells = tabulate(outcomes)
     print(show(cells))

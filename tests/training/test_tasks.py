@@ -10,8 +10,10 @@ from tokenizers import Tokenizer
 from api.chat.encoding import Encoder
 from training.agent import parse_reply
 from training.data import draw_case, encode_case
+from training.evaluate import spelled
 from training.stages import EMBEDDED, EVALUATION, LONG, MAIN
 from training.tasks.case import Turn, calls_of, holds
+from training.tasks.toolbox import ABILITIES
 
 MIXES = [MAIN, LONG, *(mix for by_length in EVALUATION.values() for mix in by_length.values())]
 
@@ -90,3 +92,13 @@ def test_holds_needs_every_part() -> None:
     assert holds("The weather in Oslo is Sunny.", ("oslo", "sunny"))
     assert not holds("The weather in Oslo is warm.", ("oslo", "sunny"))
     assert not holds(" ", ())
+
+
+@pytest.mark.parametrize("usual", [0.0, 1.0])
+def test_tools_are_spelled_as_asked(usual: float) -> None:
+    mix = spelled(EVALUATION, usual)["tool"][512]
+    rng = Random(3)
+    first = {ability.names.split("|")[0] for ability in ABILITIES.values()}
+    names = [tool["name"] for _ in range(20) for tool in draw_case(rng, mix, "held-out").tools]
+    unusual = sum(name not in first for name in names)
+    assert unusual > len(names) // 2 if usual == 0.0 else unusual == 0
