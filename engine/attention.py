@@ -250,7 +250,16 @@ class Attention:
         for part, chosen in zip(q.split(step), slots.split(step), strict=True):
             rows = cache.latents.read(self.layer, chosen, complete=complete)
             valid = None if complete else chosen >= 0
-            averages.append(mqa_over_latents(part, rows, valid, self.scale, self.latent))
+            averages.append(
+                mqa_over_latents(
+                    part,
+                    rows,
+                    valid,
+                    self.scale,
+                    self.latent,
+                    batch_invariant=self.batch_invariant,
+                )
+            )
         whole = averages[0] if len(averages) == 1 else torch.cat(averages)
         return per_head(whole, self.absorb_v)
 

@@ -35,13 +35,25 @@ def _masked_softmax(scores: Tensor, valid: Tensor) -> Tensor:
 
 
 def mqa_over_latents(
-    q: Tensor, rows: Tensor, valid: Tensor | None, scale: float, latent: int
+    q: Tensor,
+    rows: Tensor,
+    valid: Tensor | None,
+    scale: float,
+    latent: int,
+    *,
+    batch_invariant: bool = False,
 ) -> Tensor:
     """Returns per-head averages of the latents [T, H, C] in q's dtype.
 
     q [T, H, C + R]: absorbed query, then rotated rope part; rows [T, K, C + R]: the latent rows
     each query attends to, shared by its heads; valid [T, K] bool, None when all are; latent = C.
+    batch_invariant: a query's result depends on that query alone, to the last bit.
     """
+    if batch_invariant and q.shape[0] == 1:
+        # One product of a batch is divided among threads, more are handed out whole.
+        q, rows = q.expand(2, -1, -1), rows.expand(2, -1, -1)
+        valid = None if valid is None else valid.expand(2, -1)
+        return mqa_over_latents(q, rows, valid, scale, latent)[:1]
     scores = (_wide(q) @ _wide(rows).transpose(1, 2)).mul_(scale)
     p = scores.softmax(-1) if valid is None else _masked_softmax(scores, valid[:, None, :])
     return p.to(q.dtype) @ rows[..., :latent]

@@ -13,6 +13,9 @@ from torch import Tensor
 
 from kernels.attention import block_bytes
 
+KEY_TILE = 64
+"""Keys that vector code takes at once, and more: those left over are added up in another order."""
+
 
 def indexer_logits(
     q: Tensor,
@@ -43,7 +46,9 @@ def indexer_logits(
         flat, keys = q.reshape(-1, width), k.t()
         for begin in range(0, tokens, step):
             end = min(tokens, begin + step)
-            last = min(length, int(visible[begin:end].max())) if on_cpu else length
+            last = length
+            if on_cpu:  # whole tiles: a key's score is not to depend on how many follow it
+                last = min(length, -(-int(visible[begin:end].max()) // KEY_TILE) * KEY_TILE)
             dots = flat[begin * heads : end * heads] @ keys[:, :last]
             dots = dots.relu_().view(end - begin, heads, last)
             out[begin:end, :last] = _weighted(dots, weights[begin:end], batch_invariant)

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import pytest
 import torch
 from torch import Tensor
 
@@ -92,3 +95,31 @@ def test_absorbed_mqa_equals_expanded_mha() -> None:
         selected[t, positions] = True
     q = torch.cat((q_nope, q_rope), dim=-1)
     close(mha(q, k, v, torch.full((tokens,), length), SCALE, selected), expected)
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_query_has_the_same_bits_alone_and_among_others(two_threads: None, masked: bool) -> None:
+    """At widths at which threads share a single product (seen with MKL on AVX-512)."""
+    heads, latent, rope, entries = 8, 512, 64, 64
+    q = randn(9, heads, latent + rope, seed=1).float()
+    rows = randn(9, entries, latent + rope, seed=2).float()
+    valid = randn(9, entries, seed=3) > -0.5 if masked else None
+
+    def some(begin: int, end: int) -> Tensor:
+        chosen = None if valid is None else valid[begin:end]
+        return mqa_over_latents(
+            q[begin:end], rows[begin:end], chosen, SCALE, latent, batch_invariant=True
+        )
+
+    whole = some(0, 9)
+    for count in (1, 2, 3, 8):
+        for begin in (0, 9 - count):
+            assert torch.equal(some(begin, begin + count), whole[begin : begin + count])

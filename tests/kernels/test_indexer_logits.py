@@ -79,3 +79,22 @@ def test_bfloat16_inputs_are_multiplied_in_float32() -> None:
     expected = indexer_logits_reference(q.double(), k.double(), weights.double(), visible)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_score_has_the_same_bits_in_any_chunk_and_page() -> None:
+    tokens, length, page = 130, 256, 64
+    q, k, weights = inputs(tokens, length)
+    visible = torch.arange(tokens) * (length - 1) // tokens + 1
+    whole = indexer_logits(q, k, weights, visible, batch_invariant=True)
+    for begin, end in ((0, 1), (0, 7), (40, 57), (100, 129), (129, 130)):
+        some = slice(begin, end)
+        seen = -(-int(visible[end - 1]) // page) * page
+        queries, heads, limits = q[some], weights[some], visible[some]
+        shared = indexer_logits(queries, k[:seen], heads, limits, batch_invariant=True)
+        assert torch.equal(shared, whole[some, :seen])
+        pages = k[:seen].expand(end - begin, -1, -1).split(page, dim=1)
+        paged = [
+            indexer_logits(queries, keys, heads, limits - i * page, batch_invariant=True)
+            for i, keys in enumerate(pages)
+        ]
+        assert torch.equal(torch.cat(paged, 1), whole[some, :seen])
