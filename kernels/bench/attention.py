@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -59,6 +60,13 @@ def cases() -> Iterator[Case]:
         yield mha_case(tokens, selected=TOP_K, place=place)
 
 
+def gluon_cases() -> Iterator[Case]:
+    """Yields the shapes of sparse attention that the Gluon kernel is for, decode and prefill."""
+    yield sparse_case(256, HEADS, TOP_K, 128 * 32_768, quick=True, kernel="gluon")
+    for context in (8192, 131_072):
+        yield sparse_case(4096, HEADS, TOP_K, context, kernel="gluon")
+
+
 def sparse_work(rows: int, heads: int, entries: int, cached: int) -> Work:
     """Of `rows` queries, each over `entries` of `cached` rows, a row read at least once."""
     flops = 2 * rows * heads * entries * (2 * LATENT + ROPE)
@@ -83,6 +91,7 @@ def sparse_case(
     *,
     place: Place | None = None,
     quick: bool = False,
+    kernel: Literal["triton", "gluon"] = "triton",
 ) -> Case:
     """Lists of random slots in ascending order."""
 
@@ -93,7 +102,7 @@ def sparse_case(
         some = some_rows(rows, device)
 
         def run() -> Tensor:
-            return sparse_mla(q, cache, slots, SOFTMAX_SCALE, latent=LATENT)[0]
+            return sparse_mla(q, cache, slots, SOFTMAX_SCALE, latent=LATENT, kernel=kernel)[0]
 
         def error() -> float:
             plain = plain_sparse_mla(
@@ -105,7 +114,8 @@ def sparse_case(
 
     shape = f"{rows} rows, {heads} heads, {entries} of {cached:,} slots"
     work = sparse_work(rows, heads, entries, cached)
-    return Case("sparse_mla", shape, work, prepare, TOLERANCE, place, quick)
+    op = "sparse_mla_gluon" if kernel == "gluon" else "sparse_mla"
+    return Case(op, shape, work, prepare, TOLERANCE, place, quick)
 
 
 def dense_case(rows: int, heads: int, context: int, *, place: Place, quick: bool = False) -> Case:

@@ -5,13 +5,16 @@ One CTA takes one query row, up to 64 of its heads and one part of its list, and
 rows of a tile of slots straight from the paged cache. Prefill is more rows with an undivided list.
 The CTAs of a row's 64-head halves are neighbours: the second finds the rows in the L2 cache.
 
-For what the interpreter does not reach see `kernels.hopper.latent_attention`.
+For what the interpreter does not reach see `kernels.hopper.latent_attention`. The launcher starts
+`kernels.hopper.sparse_mla_gluon` instead where it is asked to.
 
 Source: DeepSeek-V3.2 report, eq. 2; DeepSeek-V2 report, eq. 37-47 for the absorbed form;
 FlashDecoding for splitting a row over CTAs.
 """
 
 from __future__ import annotations
+
+from typing import Any, Literal
 
 import torch
 import triton
@@ -113,6 +116,7 @@ def sparse_mla(
     splits: int | None = None,
     batch_invariant: bool = False,
     out_dtype: torch.dtype | None = None,
+    kernel: Literal["triton", "gluon"] = "triton",
 ) -> tuple[Tensor, Tensor]:
     """Returns what `kernels.sparse_mla.sparse_mla` returns, computed on the tensor cores.
 
@@ -122,10 +126,13 @@ def sparse_mla(
     splits: parts that a row's list is divided into, 1, 2, 4, 8 or 16; chosen from T and the
     device if None. batch_invariant: parts of a fixed number of entries, so that a row's result
     does not depend, to the last bit, on the other rows nor on the padding behind its list.
+    kernel: "gluon" takes `kernels.hopper.sparse_mla_gluon`, whose results were never checked on a
+    GPU; for 64 or 128 heads, fp8 rows, C = 512 and R = 64.
     Raises ValueError for shapes, dtypes, strides and devices that the kernel does not support.
     """
     out_dtype = q.dtype if out_dtype is None else out_dtype
     rows, tile = check_attention(q, cache, scale, latent, out_dtype)
+    run, sizes = _kernel(kernel, q, cache, latent, tile, rows.COMPUTE)
     tokens, heads, _ = q.shape
     check_tensor("slots", slots, (tokens, None), (torch.int32, torch.int64), like=q)
     entries = slots.shape[1]
@@ -143,7 +150,7 @@ def sparse_mla(
         entries_per_split = -(-tiles // splits) * tile.entries
 
     def launch(some: slice, averages: Tensor, lse: Tensor) -> None:
-        sparse_mla_kernel[((some.stop - some.start) * splits * (heads // tile.heads),)](
+        run[((some.stop - some.start) * splits * (heads // tile.heads),)](
             q[some],
             cache,
             slots[some],
@@ -156,16 +163,41 @@ def sparse_mla(
             q.stride(0),
             q.stride(1),
             slots.stride(0),
-            **rows._asdict(),
             H=heads,
-            BLOCK_H=tile.heads,
-            BLOCK_K=tile.entries,
+            C=rows.C,
+            R=rows.R,
+            ROW=rows.ROW,
+            GROUP=rows.GROUP,
             PARTIAL=splits > 1,
-            num_warps=tile.warps,
-            num_stages=tile.stages,
+            **sizes,
         )
 
     return attend_in_splits(launch, q, latent, splits, out_dtype)
+
+
+def _kernel(
+    name: str, q: Tensor, cache: Tensor, latent: int, tile: Tile, compute: tl.dtype
+) -> tuple[Any, dict[str, Any]]:
+    """The kernel of this name, and what it wants to know beside the arguments that both take."""
+    if name == "triton":
+        return sparse_mla_kernel, {
+            "BLOCK_H": tile.heads,
+            "BLOCK_K": tile.entries,
+            "COMPUTE": compute,
+            "num_warps": tile.warps,
+            "num_stages": tile.stages,
+        }
+    if name != "gluon":
+        raise ValueError(f"kernel is {name!r}; it must be 'triton' or 'gluon'")
+    try:
+        # Only here: a triton without Gluon runs everything else.
+        from kernels.hopper import sparse_mla_gluon
+    except ImportError as error:
+        raise ValueError(
+            f"kernel is 'gluon', which triton {triton.__version__} does not have: {error}"
+        ) from error
+    sparse_mla_gluon.check_gluon(q, cache, latent)
+    return sparse_mla_gluon.sparse_mla_gluon_kernel, {"num_warps": sparse_mla_gluon.WARPS}
 
 
 def _specialisation(heads: int, tile: Tile, *, fp8: bool, partial: bool) -> Specialisation:

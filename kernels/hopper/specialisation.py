@@ -102,16 +102,16 @@ def ctas_per_sm(registers: int, shared_bytes: int, threads: int) -> int:
     )
 
 
-def compile_for_hopper(specialisation: Specialisation) -> Resources:
-    """Returns what the specialisation uses when compiled ahead of time for sm_90; needs no GPU.
+def compiled_for_hopper(specialisation: Specialisation) -> Any:
+    """Returns the specialisation as triton compiles it for sm_90, its code by kind in `asm`.
 
-    Raises ValueError when its arguments are not the kernel's, RuntimeError under
+    Needs no GPU. Raises ValueError when its arguments are not the kernel's, RuntimeError under
     TRITON_INTERPRET=1 (nothing can be compiled then) and what the compiler raises.
     """
     _check_arguments(specialisation)
     if triton.knobs.runtime.interpret:
         raise RuntimeError("TRITON_INTERPRET is set; kernels are interpreted, not compiled")
-    compiled = triton.compile(
+    return triton.compile(
         _source(specialisation),
         target=HOPPER,
         options={
@@ -120,6 +120,11 @@ def compile_for_hopper(specialisation: Specialisation) -> Resources:
             **specialisation.options,
         },
     )
+
+
+def compile_for_hopper(specialisation: Specialisation) -> Resources:
+    """Returns what the specialisation uses of an SM; raises as `compiled_for_hopper` does."""
+    compiled = compiled_for_hopper(specialisation)
     usage, code = _disassemble(compiled.asm["cubin"])
     found = _USAGE.search(usage)
     threads = _THREADS.search(compiled.asm["ptx"])
