@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from engine.sampler_state import SamplerState, SlotTensors
+from engine.sampler_state import SamplerState, SlotTensors, brought
 
 _Found = tuple[int, SlotTensors]
 """The place of a row, and what it brings."""
@@ -37,7 +37,7 @@ class _Entries(NamedTuple):
         """found: (place of a row, its token ids), at least one."""
         places = [place for place, _ in found]
         counts = [len(ids) for _, ids in found]
-        both = torch.tensor([places, counts], device=found[0][1].device)
+        both = brought(torch.tensor([places, counts]), found[0][1].device)
         order = torch.arange(len(found), device=both.device)
         owner = order.repeat_interleave(both[1], output_size=sum(counts))
         return cls(both[0], owner, both[0][owner], torch.cat([ids for _, ids in found]))
@@ -70,7 +70,7 @@ def restrict(logits: Tensor, rows: Sequence[SamplerState]) -> None:
         entries = _Entries.of(never)
         logits[entries.at, entries.ids] = -torch.inf
     if completed:
-        at, ids = torch.tensor(completed, device=logits.device).T
+        at, ids = brought(torch.tensor(completed), logits.device).T
         logits[at, ids] = -torch.inf
 
 
@@ -117,8 +117,8 @@ def _penalise(logits: Tensor, rows: Sequence[SamplerState]) -> None:
             [s.presence_penalty for s in samplings],
         ],
         dtype=torch.float64,
-        device=logits.device,
     )
+    numbers = brought(numbers, logits.device)
     places = numbers[0].long()
     repetition, frequency, presence = numbers[1:].float()[:, :, None]
     counts = torch.stack([t.counts for _, t in found if t.counts is not None])
@@ -126,7 +126,7 @@ def _penalise(logits: Tensor, rows: Sequence[SamplerState]) -> None:
     repeated = [(i, t.in_prompt) for i, (_, t) in enumerate(found) if t.in_prompt is not None]
     if repeated:
         seen = counts > 0
-        which = torch.tensor([i for i, _ in repeated], device=logits.device)
+        which = brought(torch.tensor([i for i, _ in repeated]), logits.device)
         seen[which] |= torch.stack([prompt for _, prompt in repeated])
         scaled = torch.where(lines > 0, lines / repetition, lines * repetition)
         lines = torch.where(seen & (repetition != 1.0), scaled, lines)
@@ -145,5 +145,5 @@ def _forbid_stops(
     if any(restricted):
         # Where a grammar has nothing more to say, an answer too short is better than none.
         dead = (logits[entries.rows] == -torch.inf).all(-1)
-        dead &= torch.tensor(restricted, device=logits.device)
+        dead &= brought(torch.tensor(restricted), logits.device)
         logits[entries.at, entries.ids] = torch.where(dead[entries.owner], ends, -torch.inf)

@@ -36,7 +36,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Index-key cache and index queries; auto as for kv_cache_dtype."""
     batch_invariant: bool = False
     """A request's tokens and logprobs are the same to the last bit whatever else is in the batch,
-    however it was chunked, cached or recomputed. CPU only; not with --attention dense."""
+    however it was chunked, cached or recomputed. On CUDA with the kernels for Hopper only; not with
+    --attention dense."""
     max_model_len: int | None = None
     """Longest sequence in tokens; None: what the checkpoint allows and the pages hold."""
     max_num_seqs: int = 64

@@ -66,11 +66,16 @@ def load_replica(config: EngineConfig, *, progress: bool = True) -> Replica:
                 folder, "eos_token_id", token_id, f"0 to {model.vocab_size - 1}, the vocabulary"
             )
     device = _device(config)
-    if device.type == "cpu" and (threads := config.threads or _cores()):
+    if device.type == "cpu" and (threads := config.threads or cores()):
         torch.set_num_threads(threads)
     dtype = _dtype(config, device)
     layout = _layout(config, device, dtype, model)
     reason = obstacle(model, layout, dtype, device)
+    if config.batch_invariant and device.type == "cuda" and reason is not None:
+        raise ConfigError(
+            "--batch-invariant on CUDA takes the kernels for Hopper, which cannot run this: "
+            f"{reason}"
+        )
     if device.type == "cuda":
         _check_fits(config, model, dtype, device, keep_fp8=reason is None)
         if reason is not None:
@@ -181,7 +186,7 @@ def _check_fits(
         )
 
 
-def _cores() -> int | None:
+def cores() -> int | None:
     """Cores this process may use, which containers limit; None where the environment says how many
     threads there shall be, as torch reads it."""
     if "OMP_NUM_THREADS" in os.environ:
@@ -198,8 +203,6 @@ def _device(config: EngineConfig) -> torch.device:
     name = config.device
     if name == "auto":
         name = "cuda" if available else "cpu"
-    if config.batch_invariant and name == "cuda":
-        raise ConfigError("--batch-invariant is for the CPU so far; --device is cuda")
     return torch.device(name)
 
 

@@ -19,7 +19,7 @@ from engine.cache import PagedCache
 from engine.config import PAGE_TOKENS
 from engine.grammar import Matcher, RunningGrammars
 from engine.model import Network
-from engine.sampler import NO_TOKEN, logprobs_of, logprobs_of_known, sample
+from engine.sampler import NO_TOKEN, Draw, draw, logprobs_of, logprobs_of_known, sample
 from engine.sampler_state import SamplerState
 from engine.token_masks import TokenMasks
 from scheduler.logprobs import TokenLogprobs
@@ -75,6 +75,7 @@ class Runner:
         self.grammars = RunningGrammars()
         """What choices of running requests have to follow."""
         self._masks = TokenMasks(model.config.vocab_size, self.device)
+        self.draw: Draw = draw
         self.logits: torch.Tensor | None = None
         """Logits [S, vocab] of the last step's sampling rows, for tests and benchmarks."""
 
@@ -102,7 +103,9 @@ class Runner:
             positions = [plan.rows[i].start + plan.rows[i].count for i in sampling]
             states = [mirror.sampler for mirror in mirrors]
             allowed = masks.result() if masks is not None else None
-            drawn = sample(self.logits, states, positions, allowed) if sampling else []
+            drawn: list[int] = []
+            if sampling:
+                drawn = sample(self.logits, states, positions, allowed, self.draw)
             for i, mirror, token in zip(sampling, mirrors, drawn, strict=True):
                 tokens[i] = token
                 if token == NO_TOKEN:

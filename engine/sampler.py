@@ -1,80 +1,85 @@
 """From logits to tokens: what is allowed, penalties, temperature, filters, one draw per row.
 
-A draw depends on its row alone: the noise is a hash of (seed, choice, position), so the same
-request gives the same tokens in any batch.
+A draw depends on its row alone, and is by the contract of `kernels.sampling`: the same request
+gives the same tokens in any batch, and by the kernel (`engine.hopper.sampler`) as by PyTorch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from engine.adjustments import adjust, restrict
-from engine.sampler_state import SamplerState
+from engine.sampler_state import SamplerState, brought
 from engine.token_masks import AllowedTokens
+from kernels import sampling
 from scheduler.logprobs import TokenLogprobs
 
 _MASK = (1 << 64) - 1
-GREEDY_TEMPERATURE = 1e-5
-"""Below it the most likely token is taken: dividing by less would overflow float32."""
+_LARGEST_INT32 = (1 << 31) - 1
 LOGITS_BYTES = 64 * 2**20
 """Logits of prompt tokens that are looked at together."""
 NO_TOKEN = -1
 """Sampled where no token is allowed."""
 
 
-def uniform(seed: int, choice: int, position: int) -> float:
-    """Returns a number in (0, 1), the same for the same arguments on every machine.
+Draw = Callable[[Tensor, Sequence[SamplerState], Sequence[int]], Tensor]
+"""Logits [S, vocab] float32, rows, the position each token will have -> tokens [S] int64."""
 
-    Source: the SplitMix64 finaliser (Steele, Lea, Flood 2014), applied per argument.
-    """
-    state = 0
-    for value in (seed, choice, position):
-        state = (state + (value & _MASK) + 0x9E3779B97F4A7C15) & _MASK
-        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
-        state ^= state >> 31
-    return ((state >> 12) + 0.5) / (1 << 52)
+
+def draw(logits: Tensor, rows: Sequence[SamplerState], positions: Sequence[int]) -> Tensor:
+    """Returns one token per row [S] int64, by PyTorch's operators."""
+    if all(row.sampling.temperature < sampling.GREEDY_TEMPERATURE for row in rows):
+        return sampling.most_likely(logits)
+    settings = brought(torch.tensor(packed(rows, positions)), logits.device)
+    return sampling.sample(logits, *unpacked(settings, len(rows)))
 
 
 def sample(
     logits: Tensor,
-    rows: list[SamplerState],
-    positions: list[int],
+    rows: Sequence[SamplerState],
+    positions: Sequence[int],
     allowed: AllowedTokens | None = None,
+    draw: Draw = draw,
 ) -> list[int]:
     """Returns one token per row and notes it in the row's state; NO_TOKEN where none is allowed.
 
     logits [S, vocab] float32, left unchanged; positions: the position each token will have;
     allowed: what grammars say of some of the rows.
     """
-    adjusted = logits
-    constrained = set(allowed.rows) if allowed else set()
-    constrained.update(i for i, row in enumerate(rows) if row.restricted)
-    if constrained or any(row.adjusts for row in rows):
-        adjusted = logits.clone()
-        if allowed:
-            adjusted[allowed.rows] = adjusted[allowed.rows].masked_fill(~allowed.tokens, -torch.inf)
-        restrict(adjusted, rows)
-        adjust(adjusted, rows, [i in constrained for i in range(len(rows))])
-    tokens = adjusted.argmax(-1).tolist()
-    if constrained:
-        impossible = (adjusted.amax(-1) == -torch.inf).tolist()
-        tokens = [NO_TOKEN if no else t for t, no in zip(tokens, impossible, strict=True)]
-    drawn = [
-        i
-        for i, row in enumerate(rows)
-        if row.sampling.temperature >= GREEDY_TEMPERATURE and tokens[i] != NO_TOKEN
-    ]
-    if drawn:
-        draws = _draw(adjusted[drawn], [rows[i] for i in drawn], [positions[i] for i in drawn])
-        for i, token in zip(drawn, draws, strict=True):
-            tokens[i] = token
+    tokens: list[int] = choose(logits, rows, positions, allowed, draw).tolist()
     for row, token in zip(rows, tokens, strict=True):
         if token != NO_TOKEN:
             row.add(token)
+    return tokens
+
+
+def choose(
+    logits: Tensor,
+    rows: Sequence[SamplerState],
+    positions: Sequence[int],
+    allowed: AllowedTokens | None = None,
+    draw: Draw = draw,
+) -> Tensor:
+    """Returns the tokens of `sample` [S] int64 on the device, and does not wait for it."""
+    constrained = set(allowed.rows) if allowed else set()
+    constrained.update(i for i, row in enumerate(rows) if row.restricted)
+    if not constrained and not any(row.adjusts for row in rows):
+        return draw(logits, rows, positions)
+    adjusted = logits.clone()
+    if allowed:
+        at = brought(torch.tensor(allowed.rows), logits.device)
+        adjusted[at] = adjusted[at].masked_fill(~allowed.tokens, -torch.inf)
+    restrict(adjusted, rows)
+    adjust(adjusted, rows, [i in constrained for i in range(len(rows))])
+    tokens = draw(adjusted, rows, positions)
+    if constrained:
+        at = brought(torch.tensor(list(constrained)), logits.device)
+        possible = (adjusted[at] > -torch.inf).any(-1)
+        tokens[at] = torch.where(possible, tokens[at], NO_TOKEN)
     return tokens
 
 
@@ -125,40 +130,41 @@ def logprobs_of_known(
     return found
 
 
-def _draw(logits: Tensor, rows: list[SamplerState], positions: list[int]) -> list[int]:
-    """Returns one draw per row by inverting the cumulative distribution of the kept tokens.
-
-    Filters apply to the tempered distribution in the order top_k, min_p, top_p, as in vLLM.
-    """
-
+def packed(rows: Sequence[SamplerState], positions: Sequence[int]) -> list[int]:
+    """Returns what draws take beside logits, column after column, as integers of 8 bytes. Each
+    column begins at 16 bytes' steps: kernels are compiled for what does."""
+    count = len(rows)
     samplings = [row.sampling for row in rows]
-    noise = [
-        uniform(row.sampling.seed, row.choice, position)
-        for row, position in zip(rows, positions, strict=True)
+    halves = np.zeros((4, _width(count)), np.float32)
+    # Greedy is what is so in float64: rounded, a temperature may have reached the limit.
+    halves[0, :count] = [
+        s.temperature if s.temperature >= sampling.GREEDY_TEMPERATURE else 0.0 for s in samplings
     ]
-    vocab = logits.shape[1]
-    settings = [
-        [s.temperature for s in samplings],
-        [float(s.top_k or vocab) for s in samplings],
-        [s.min_p for s in samplings],
-        [s.top_p for s in samplings],
-        noise,
-    ]
-    # One copy to the device for all of them; each is a column [S, 1].
-    columns = torch.tensor(settings, device=logits.device, dtype=torch.float32)[:, :, None]
-    temperature, top_k, min_p, top_p, drawn_at = columns
-    tempered = logits / temperature
-    ordered, ids = tempered.sort(dim=-1, descending=True, stable=True)
-    rank = torch.arange(vocab, device=logits.device)
-    ordered = ordered.masked_fill(rank >= top_k, -torch.inf)
-    p = ordered.softmax(-1)
-    p = p.masked_fill(p < p[:, :1] * min_p, 0.0)
-    p = p / p.sum(-1, keepdim=True)
-    # A token stays while the mass before it is below top_p, so the most likely always does.
-    before = p.cumsum(-1) - p
-    p = p.masked_fill((before >= top_p) & (rank > 0), 0.0)
-    cumulative = p.cumsum(-1)
-    drawn = torch.searchsorted(cumulative, drawn_at * cumulative[:, -1:])
-    # Rounding must not step past the kept tokens, nor a row of NaN before the first.
-    last = ((p > 0).sum(-1, keepdim=True) - 1).clamp_min(0)
-    return ids.gather(1, torch.minimum(drawn, last)).squeeze(1).tolist()
+    halves[1, :count] = [s.top_p for s in samplings]
+    halves[2, :count] = [s.min_p for s in samplings]
+    halves.view(np.int32)[3, :count] = [min(s.top_k, _LARGEST_INT32) for s in samplings]
+    whole = np.zeros((3, _width(count)), np.uint64)
+    whole[0, :count] = [s.seed & _MASK for s in samplings]
+    whole[1, :count] = [row.choice for row in rows]
+    whole[2, :count] = positions
+    integers: list[int] = halves.view(np.int64).ravel().tolist()
+    return integers + whole.view(np.int64).ravel().tolist()
+
+
+def packed_length(count: int) -> int:
+    """Returns how many integers `packed` gives for so many rows."""
+    return 5 * _width(count)
+
+
+def unpacked(integers: Tensor, count: int) -> tuple[Tensor, ...]:
+    """Returns temperature, top_k, top_p, min_p, seeds, choices and positions [count], in the dtypes
+    of `kernels.sampling.sample`, from the `packed` integers [n] int64, on their device."""
+    halves, whole = integers.split([2 * _width(count), 3 * _width(count)])
+    temperature, top_p, min_p, _ = halves.view(torch.float32).view(4, -1)[:, :count]
+    top_k = halves.view(torch.int32).view(4, -1)[3, :count]
+    return (temperature, top_k, top_p, min_p, *whole.view(3, -1)[:, :count])
+
+
+def _width(count: int) -> int:
+    """Entries of a column: their bytes are a multiple of 16 in each dtype."""
+    return -(-count // 4) * 4

@@ -11,6 +11,13 @@ from torch import Tensor
 from scheduler.request import Sampling
 
 
+def brought(tensor: Tensor, device: torch.device) -> Tensor:
+    """Returns a tensor of the host on the device; does not wait for it."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 @dataclass
 class SlotTensors:
     """A slot's own part of what adjusts logits: brought to the device once, then kept up to date
@@ -128,10 +135,10 @@ class SamplerState:
         s, device, vocab = self.sampling, like.device, like.shape[-1]
 
         def ids(values: Sequence[int]) -> Tensor | None:
-            return torch.tensor(values, dtype=torch.int64, device=device) if values else None
+            return brought(torch.tensor(values, dtype=torch.int64), device) if values else None
 
         def counted(values: Sequence[int]) -> Tensor:
-            found = torch.tensor(values, dtype=torch.int64, device=device)
+            found = brought(torch.tensor(values, dtype=torch.int64), device)
             return torch.zeros(vocab, device=device).index_add_(
                 0, found, torch.ones(len(values), device=device)
             )
@@ -141,7 +148,7 @@ class SamplerState:
             ends_reasoning=ids([s.reasoning.end_token] if s.reasoning is not None else []),
             never=ids([word[0] for word in s.bad_words if len(word) == 1]),
             biased=ids(list(s.logit_bias)),
-            biases=torch.tensor(list(s.logit_bias.values()), device=device)
+            biases=brought(torch.tensor(list(s.logit_bias.values())), device)
             if s.logit_bias
             else None,
             stops=ids(self.stop_tokens),

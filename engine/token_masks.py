@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.grammar import Matcher, reason_of
+from engine.sampler_state import brought
 
 THREADS = 4
 """Masks of a step are filled beside the forward pass, which has the other cores."""
@@ -71,9 +72,8 @@ class TokenMasks:
                 # The error itself quotes the answer, which no log should hold.
                 logger.error("a grammar ended its choice: %s", matcher.parser.stop_reason())
                 bits[place] = 0
-        return AllowedTokens(
-            rows, unpack(torch.from_numpy(bits).to(self._device), self._vocab_size)
-        )
+        words = brought(torch.from_numpy(bits), self._device)
+        return AllowedTokens(rows, unpack(words, self._vocab_size))
 
     def _parse(self, matchers: list[tuple[Matcher, int]], bits: NDArray[np.int32]) -> None:
         if self._executor is None:

@@ -12,18 +12,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from engine.attention import INDEX_NORM_EPS, Probe
 from engine.batch import KernelRows, PrefillRows, RowGroup
 from engine.cache import PagedCache
 from engine.config import PAGE_TOKENS
-from engine.hopper.weights import Product, Quantised, joined, take
+from engine.hopper.weights import Fp8Weight, Product, Quantised, WideProduct, joined, take
 from engine.model_config import ModelConfig
 from kernels.cache import LATENT_GROUP
 from kernels.hopper.dense_mha import dense_mha
 from kernels.hopper.dense_mla import dense_mla
+from kernels.hopper.fixed_order_linear import fixed_order_linear
 from kernels.hopper.index_key_writer import write_index_keys
 from kernels.hopper.index_query import quantised_index_queries
 from kernels.hopper.indexer_logits import gather_index_keys, prefill_logits
@@ -53,28 +53,43 @@ class StepGroup:
     rope: Tensor
     """[T', R / 2] complex64: the angles of its tokens."""
     schedule: Tensor | None
-    """How the keys of its decode rows are dealt out to programs."""
+    """How the keys in their pages are dealt out to programs, a query's at a time; None: they are
+    gathered first, and scored for several queries of a sequence at a time."""
 
     @classmethod
-    def of(cls, group: RowGroup, rope: Tensor) -> StepGroup:
-        """rope [T, R / 2]: the angles of the whole step."""
+    def of(cls, group: RowGroup, rope: Tensor, *, batch_invariant: bool = False) -> StepGroup:
+        """rope [T, R / 2]: the angles of the whole step; batch_invariant: prefill is scored by the
+        kernel of decode."""
         rows, schedule = group.kernel_rows, None
-        if group.form in SCORING and rows.prefill is None:
+        if group.form in SCORING and (rows.prefill is None or batch_invariant):
             schedule = paged_schedule(rows.visible[:, None])
         return cls(group, rows, rope[rows.tokens], schedule)
+
+    @property
+    def page_tables(self) -> Tensor:
+        """[T', P] int32: the page table of each query's sequence."""
+        tables, prefill = self.rows.page_tables, self.rows.prefill
+        if prefill is None:
+            return tables
+        if tables.shape[0] == 1:
+            return tables.expand(self.rows.visible.shape[0], -1)
+        return tables.index_select(0, prefill.requests)
 
 
 class Indexer:
     """Scores every visible token for each query and keeps the top-k."""
 
-    def __init__(self, config: ModelConfig, weights: dict[str, Tensor]) -> None:
+    def __init__(
+        self, config: ModelConfig, weights: dict[str, Tensor], *, batch_invariant: bool
+    ) -> None:
         self.heads, self.width = config.index_n_heads, config.index_head_dim
         self.top_k = config.index_topk
-        self.wq_b = Product(take(weights, "indexer.wq_b"))
+        self.wq_b = Product(take(weights, "indexer.wq_b"), batch_invariant=batch_invariant)
         self.k_norm = weights.pop("indexer.k_norm.weight")
         self.k_bias = weights.pop("indexer.k_norm.bias")
         scale = config.index_n_heads**-0.5 * config.index_head_dim**-0.5
-        self.head_weights = weights.pop("indexer.weights_proj.weight") * scale
+        head_weights = weights.pop("indexer.weights_proj.weight") * scale
+        self.head_weights = WideProduct(head_weights, batch_invariant=batch_invariant)
 
     def scores(
         self,
@@ -93,18 +108,19 @@ class Indexer:
         rows = step.rows
         projected = self.wq_b(query_latent).unflatten(-1, (self.heads, self.width))
         queries, weights = quantised_index_queries(projected, head_weights, step.rope)
-        if rows.prefill is None:
+        if step.schedule is not None:
             return paged_logits(
                 queries[:, None],
                 pages,
                 weights[:, None],
                 rows.visible[:, None],
-                rows.page_tables,
+                step.page_tables,
                 rows.longest,
                 page_tokens=PAGE_TOKENS,
                 schedule=step.schedule,
                 fill=fill,
             )
+        assert rows.prefill is not None
         keys, key_scales = gather_index_keys(
             pages,
             rows.page_tables,
@@ -123,17 +139,26 @@ class Attention:
     """One layer's attention: projections, cache writes, selection, and the form a row asks for."""
 
     def __init__(
-        self, layer: int, config: ModelConfig, weights: dict[str, Tensor], *, select: bool
+        self,
+        layer: int,
+        config: ModelConfig,
+        weights: dict[str, Tensor],
+        *,
+        select: bool,
+        batch_invariant: bool,
     ) -> None:
-        self.layer, self.select = layer, select
+        def product(weight: Fp8Weight) -> Product:
+            return Product(weight, batch_invariant=batch_invariant)
+
+        self.layer, self.select, self.batch_invariant = layer, select, batch_invariant
         self.scale, self.eps = config.softmax_scale, config.rms_norm_eps
         self.heads, self.latent = config.num_attention_heads, config.kv_lora_rank
         self.nope, self.value = config.qk_nope_head_dim, config.v_head_dim
         self.q_norm = weights.pop("q_a_layernorm.weight")
         self.kv_norm = weights.pop("kv_a_layernorm.weight")
-        self.q_up, self.out = Product(take(weights, "q_b_proj")), Product(take(weights, "o_proj"))
+        self.q_up, self.out = product(take(weights, "q_b_proj")), product(take(weights, "o_proj"))
         kv_up = take(weights, "kv_b_proj")
-        self.kv_up = Product(kv_up)
+        self.kv_up = product(kv_up)
         per_head = kv_up.dequantised(torch.bfloat16).view(self.heads, -1, self.latent)
         self.absorb_k = per_head[:, : self.nope].contiguous()  # [H, N, C]
         self.absorb_v = per_head[:, self.nope :].transpose(1, 2).contiguous()  # [H, C, V]
@@ -142,10 +167,10 @@ class Attention:
         if select:
             down.insert(1, take(weights, "indexer.wk"))
         whole, outputs = joined(*down)
-        self.down = Product(whole)
+        self.down = product(whole)
         latents = slice(outputs[-1].start, outputs[-1].start + self.latent)
         self.parts = [outputs[0], latents, slice(latents.stop, outputs[-1].stop), *outputs[1:-1]]
-        self.indexer = Indexer(config, weights)
+        self.indexer = Indexer(config, weights, batch_invariant=batch_invariant)
 
     def __call__(
         self,
@@ -185,7 +210,7 @@ class Attention:
             )
             if any(step.group.form in SCORING for step in groups):
                 assert x.normed is not None
-                head_weights = F.linear(x.normed.float(), self.indexer.head_weights)
+                head_weights = self.indexer.head_weights(x.normed)
         normed = rms_norm_quantise(query_latent, self.q_norm, self.eps)
         query = Quantised(normed.values, normed.scales)
         q = self.q_up(query).unflatten(-1, (self.heads, -1))
@@ -269,8 +294,7 @@ class Attention:
         slots [T', K]: what each query attends to; None: all it sees.
         """
         absorbed = q.new_empty(q.shape[0], self.heads, self.latent + q.shape[2] - self.nope)
-        latent_part = absorbed[..., : self.latent].transpose(0, 1)
-        torch.bmm(q[..., : self.nope].transpose(0, 1), self.absorb_k, out=latent_part)
+        self._per_head(q[..., : self.nope], self.absorb_k, absorbed[..., : self.latent])
         rotate_queries(q[..., self.nope :], rope, absorbed[..., self.latent :])
         latent_rows = cache.latents.rows[self.layer]
         if slots is None:
@@ -287,12 +311,27 @@ class Attention:
                 page_tokens=PAGE_TOKENS,
             )
         else:
-            entries = min(slots.shape[1], -(-rows.longest // LIST_STEP) * LIST_STEP)
+            entries = slots.shape[1]
+            if not self.batch_invariant:  # then as long as the longest row's
+                entries = min(entries, -(-rows.longest // LIST_STEP) * LIST_STEP)
             averages, _ = sparse_mla(
-                absorbed, latent_rows, slots[:, :entries], self.scale, latent=self.latent
+                absorbed,
+                latent_rows,
+                slots[:, :entries],
+                self.scale,
+                latent=self.latent,
+                batch_invariant=self.batch_invariant,
             )
-        values = torch.bmm(averages.transpose(0, 1), self.absorb_v)
-        out[rows.tokens] = values.transpose(0, 1)
+        values = out.new_empty(averages.shape[0], self.heads, self.value)
+        self._per_head(averages, self.absorb_v, values)
+        out[rows.tokens] = values
+
+    def _per_head(self, x: Tensor, weights: Tensor, out: Tensor) -> None:
+        """Fills out [T', H, N] with x [T', H, K] times weights [H, K, N]."""
+        if self.batch_invariant:
+            fixed_order_linear(x, weights.transpose(1, 2)[None], out.dtype, out=out)
+        else:
+            torch.bmm(x.transpose(0, 1), weights, out=out.transpose(0, 1))
 
     def _expanded(
         self,

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from engine.hopper.weights import Fp8Weight, Product, Quantised, joined, take
+from engine.hopper.weights import Fp8Weight, Product, Quantised, WideProduct, joined, take
 from engine.model_config import ModelConfig
 from kernels.hopper.quantise import NormedQuantised, swiglu_quantise
 from kernels.hopper.routed_experts import routed_experts
@@ -16,10 +15,15 @@ from kernels.hopper.routing import route
 class SwiGlu:
     """down(silu(gate x) * up x)."""
 
-    def __init__(self, weights: dict[str, Tensor], prefix: str = "") -> None:
+    def __init__(
+        self, weights: dict[str, Tensor], prefix: str = "", *, batch_invariant: bool = False
+    ) -> None:
         """weights: gate_proj and up_proj [W, hidden], down_proj [hidden, W], below `prefix`."""
         gate_up, _ = joined(take(weights, f"{prefix}gate_proj"), take(weights, f"{prefix}up_proj"))
-        self.gate_up, self.down = Product(gate_up), Product(take(weights, f"{prefix}down_proj"))
+        down = take(weights, f"{prefix}down_proj")
+        self.gate_up, self.down = (
+            Product(weight, batch_invariant=batch_invariant) for weight in (gate_up, down)
+        )
 
     def __call__(self, x: NormedQuantised) -> Tensor:
         """Returns [T, hidden] bfloat16."""
@@ -30,11 +34,13 @@ class SwiGlu:
 class MoE:
     """Routed experts weighted by the router, plus the always-on shared expert, unscaled."""
 
-    def __init__(self, config: ModelConfig, weights: dict[str, Tensor]) -> None:
-        self.config = config
-        self.gate = weights.pop("gate.weight")
+    def __init__(
+        self, config: ModelConfig, weights: dict[str, Tensor], *, batch_invariant: bool = False
+    ) -> None:
+        self.config, self.batch_invariant = config, batch_invariant
+        self.gate = WideProduct(weights.pop("gate.weight"), batch_invariant=batch_invariant)
         self.correction_bias = weights.pop("gate.e_score_correction_bias")
-        self.shared = SwiGlu(weights, "shared_experts.")
+        self.shared = SwiGlu(weights, "shared_experts.", batch_invariant=batch_invariant)
         self.gate_up, self.down = _stacked_experts(weights, config.n_routed_experts)
 
     def __call__(self, x: NormedQuantised, padding: Tensor | None) -> Tensor:
@@ -42,7 +48,7 @@ class MoE:
         config = self.config
         assert x.normed is not None
         experts, weights = route(
-            F.linear(x.normed.float(), self.gate),
+            self.gate(x.normed),
             self.correction_bias,
             groups=config.n_group,
             kept_groups=config.topk_group,
@@ -61,6 +67,7 @@ class MoE:
             *self.down,
             shared=self.shared(x),
             dtype=torch.bfloat16,
+            batch_invariant=self.batch_invariant,
         )
 
 

@@ -51,10 +51,12 @@ def row_counts(most: int) -> list[int]:
     return [*few, *range(ROW_STEP, most, ROW_STEP), most]
 
 
-def buckets(most_rows: int, longest: int, top_k: int, *, dense: bool) -> list[Bucket]:
+def buckets(
+    most_rows: int, longest: int, top_k: int, *, dense: bool, sparse: bool = False
+) -> list[Bucket]:
     """Returns what to capture, the largest first: later graphs then fit into the memory of earlier.
 
-    longest: the longest context in tokens; dense: no row ever selects.
+    longest: the longest context in tokens; dense: no row ever selects; sparse: every row does.
     """
     contexts = []
     context = SHORTEST_CONTEXT
@@ -67,7 +69,7 @@ def buckets(most_rows: int, longest: int, top_k: int, *, dense: bool) -> list[Bu
         kinds = [("dense_mqa", context) for context in contexts]
     else:
         within: list[tuple[Form, int]] = [("dense_mqa", min(top_k, longest))]
-        kinds = within + [("mqa", context) for context in contexts]
+        kinds = [("mqa", context) for context in contexts] + ([] if sparse else within)
     found = [Bucket(rows, c, form) for rows in row_counts(most_rows) for form, c in kinds]
     return sorted(found, key=lambda bucket: (bucket.rows, bucket.context), reverse=True)
 

@@ -15,10 +15,10 @@ from engine.batch import Batch
 from engine.cache import PagedCache
 from engine.hopper.attention import Attention, StepGroup
 from engine.hopper.feed_forward import MoE, SwiGlu
+from engine.hopper.weights import WideProduct
 from engine.model import MtpWeights
 from engine.model_config import ModelConfig
 from kernels.hopper.quantise import rms_norm_quantise
-from kernels.norm import rms_norm
 from kernels.rope import rope_table
 
 
@@ -26,7 +26,13 @@ class DecoderLayer:
     """One decoder layer; `weights` are named relative to `model.layers.{layer}.`"""
 
     def __init__(
-        self, layer: int, config: ModelConfig, weights: dict[str, Tensor], *, select: bool
+        self,
+        layer: int,
+        config: ModelConfig,
+        weights: dict[str, Tensor],
+        *,
+        select: bool,
+        batch_invariant: bool,
     ) -> None:
         def take(prefix: str) -> dict[str, Tensor]:
             names = [name for name in weights if name.startswith(prefix)]
@@ -35,9 +41,16 @@ class DecoderLayer:
         self.eps, self.select = config.rms_norm_eps, select
         self.attention_norm = weights.pop("input_layernorm.weight")
         self.feed_forward_norm = weights.pop("post_attention_layernorm.weight")
-        self.attention = Attention(layer, config, take("self_attn."), select=select)
+        own = take("self_attn.")
+        self.attention = Attention(
+            layer, config, own, select=select, batch_invariant=batch_invariant
+        )
         mlp = take("mlp.")
-        self.feed_forward: MoE | SwiGlu = MoE(config, mlp) if config.is_moe(layer) else SwiGlu(mlp)
+        self.feed_forward: MoE | SwiGlu = (
+            MoE(config, mlp, batch_invariant=batch_invariant)
+            if config.is_moe(layer)
+            else SwiGlu(mlp, batch_invariant=batch_invariant)
+        )
 
     def __call__(
         self,
@@ -70,19 +83,31 @@ class HopperDeepseekV32:
     """The model on one device: FP8 products and caches, bfloat16 between them.
 
     weights: as `engine.checkpoint.load_weights` returns them with keep_fp8 and bfloat16. They are
-    taken out of the dict as they are packed. select=False never scores or selects.
+    taken out of the dict as they are packed. select=False never scores or selects. batch_invariant:
+    a token's bits depend on its sequence up to it alone; every row takes the form mqa.
     """
 
     def __init__(
-        self, config: ModelConfig, weights: dict[str, Tensor], *, select: bool = True
+        self,
+        config: ModelConfig,
+        weights: dict[str, Tensor],
+        *,
+        select: bool = True,
+        batch_invariant: bool = False,
     ) -> None:
         def take(prefix: str) -> dict[str, Tensor]:
             names = [name for name in weights if name.startswith(prefix)]
             return {name.removeprefix(prefix): weights.pop(name) for name in names}
 
-        self.config, self.select = config, select
+        self.config, self.select, self.batch_invariant = config, select, batch_invariant
         self.layers = [
-            DecoderLayer(layer, config, take(f"model.layers.{layer}."), select=select)
+            DecoderLayer(
+                layer,
+                config,
+                take(f"model.layers.{layer}."),
+                select=select,
+                batch_invariant=batch_invariant,
+            )
             for layer in range(config.num_hidden_layers)
         ]
         self.mtp = [
@@ -91,7 +116,8 @@ class HopperDeepseekV32:
         self.embedding = weights.pop("model.embed_tokens.weight").bfloat16()
         self.norm = weights.pop("model.norm.weight")
         self.device = self.embedding.device
-        self.head = Head(weights.pop("lm_head.weight"))
+        head = without_loss(weights.pop("lm_head.weight"))
+        self.head = WideProduct(head, batch_invariant=batch_invariant)
         self.inv_freq = torch.tensor(config.inv_freq(), dtype=torch.float64, device=self.device)
 
     def forward(self, batch: Batch, cache: PagedCache, probe: Probe | None = None) -> Tensor:
@@ -100,36 +126,39 @@ class HopperDeepseekV32:
 
     def hidden(self, batch: Batch, cache: PagedCache, probe: Probe | None = None) -> Tensor:
         """Returns what the head reads [S, hidden] bfloat16 of the batch's sampled tokens; fills the
-        cache."""
+        cache.
+
+        Raises ValueError for a form that has no batch-invariant variant.
+        """
+        if self.batch_invariant and (others := {g.form for g in batch.groups} - {"mqa"}):
+            raise ValueError(f"batch-invariant rows take the form mqa; the plan has {others}")
         rope = rope_table(self.inv_freq, batch.positions)
-        groups = [StepGroup.of(group, rope) for group in batch.groups]
+        groups = [
+            StepGroup.of(group, rope, batch_invariant=self.batch_invariant)
+            for group in batch.groups
+        ]
         padding = (batch.slots < 0)[:, None] if batch.padded else None
         x, total = F.embedding(batch.token_ids, self.embedding), None
         for layer in self.layers:
             x, total = layer(x, total, batch.slots, padding, rope, groups, cache, probe)
         x = x[batch.sampled]
         if total is not None:
-            x = x + total[batch.sampled]
-        return rms_norm(x, self.norm, self.config.rms_norm_eps)
+            total = total[batch.sampled]
+        normed = rms_norm_quantise(x, self.norm, self.config.rms_norm_eps, total, keep_normed=True)
+        assert normed.normed is not None
+        return normed.normed
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Returns logits [S, vocab] float32 of hidden [S, hidden] bfloat16."""
         return self.head(hidden)
 
 
-class Head:
-    """Logits in float32. A weight that bfloat16 holds exactly, as published ones do, is kept so."""
-
-    def __init__(self, weight: Tensor) -> None:
-        narrow = weight.bfloat16()
-        exact = all(
-            torch.equal(a.float(), b)
-            for a, b in zip(narrow.split(1 << 13), weight.split(1 << 13), strict=True)
-        )
-        self.weight = narrow if exact else weight
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Returns [S, vocab] float32 of x [S, hidden] bfloat16; products are added in float32."""
-        if self.weight.dtype == torch.bfloat16 and x.device.type == "cuda":
-            return torch.mm(x, self.weight.T, out_dtype=torch.float32)
-        return F.linear(x.float(), self.weight.float())
+def without_loss(weight: Tensor) -> Tensor:
+    """Returns a weight in bfloat16 if that holds it exactly, as it does published ones, else as it
+    is."""
+    narrow = weight.bfloat16()
+    exact = all(
+        torch.equal(a.float(), b.float())
+        for a, b in zip(narrow.split(1 << 13), weight.split(1 << 13), strict=True)
+    )
+    return narrow if exact else weight

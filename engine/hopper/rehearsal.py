@@ -16,6 +16,7 @@ from engine.batch import Batch, KernelRows, PrefillRows, RowGroup
 from engine.cache import PagedCache
 from engine.config import PAGE_TOKENS
 from engine.hopper.graphs import Bucket, decode_batch
+from engine.hopper.sampler import compile_draws
 from engine.model import Network
 from scheduler.forms import FormPolicy
 from scheduler.plan import Form
@@ -95,18 +96,21 @@ def compile_kernels(
     longest: int,
     progress: bool = True,
 ) -> None:
-    """Runs small prefill steps in every form until each kernel they can meet is compiled."""
+    """Runs small prefill steps in every form until each kernel they can meet is compiled, and
+    draws a token."""
     chunks = list(small_chunks(forms, step_tokens=step_tokens, longest=longest))
     with torch.inference_mode():
         for chunk in tqdm(chunks, desc="kernels", unit="step", disable=not progress):
             model.forward(prefill_batch(chunk, model.device), cache)
+        compile_draws(model.config.vocab_size, model.device)
 
 
 def small_chunks(forms: FormPolicy, *, step_tokens: int, longest: int) -> Iterator[Chunk]:
     """Yields a prefill step for each of PREFILL_TOKENS that fits, in each form that can occur."""
     kinds: list[tuple[Form, int]] = [("mha", 1 if forms.attention != "sparse" else 0)]
     if forms.attention != "dense":
-        kinds += [("masked_mha", 1), ("mqa", 1), ("mqa", forms.top_k + 1)]
+        kinds += [("masked_mha", 1 if forms.break_even_tokens > 1 else 0)]
+        kinds += [("mqa", 1), ("mqa", forms.top_k + 1)]
     for tokens in PREFILL_TOKENS:
         for form, least in kinds:
             context = max(tokens, least)

@@ -50,7 +50,12 @@ class HopperParts:
         cls, config: EngineConfig, model: ModelConfig, weights: dict[str, Tensor], forms: FormPolicy
     ) -> HopperParts:
         """Packs the weights, which are taken out of the dict."""
-        network = HopperDeepseekV32(model, weights, select=config.attention != "dense")
+        network = HopperDeepseekV32(
+            model,
+            weights,
+            select=config.attention != "dense",
+            batch_invariant=config.batch_invariant,
+        )
         longest = config.max_model_len or model.max_position_embeddings
         return cls(config, network, forms, min(longest, model.max_position_embeddings))
 
@@ -144,7 +149,8 @@ class HopperParts:
             self.config.max_num_seqs,
             longest or self.longest,
             self.forms.top_k,
-            dense=self.config.attention == "dense",
+            dense=self.forms.attention == "dense",
+            sparse=self.forms.attention == "sparse",
         )
 
     def _cache(self, layout: CacheLayout, pages: int) -> PagedCache:

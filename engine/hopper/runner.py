@@ -13,9 +13,11 @@ from engine.cache import PagedCache
 from engine.config import PAGE_TOKENS
 from engine.hopper.attention import SCORING
 from engine.hopper.graphs import Bucket, DecodeGraphs, padded
+from engine.hopper.sampler import StagedDraws
 from engine.hopper.staging import StagedPageTable, Staging
 from engine.model import Network
 from engine.runner import Runner, wanted_logits
+from engine.sampler import packed, packed_length
 from scheduler.plan import Row
 
 ALIGNED = 2
@@ -42,12 +44,13 @@ class HopperRunner(Runner):
         super().__init__(model, cache, eos_token_ids=eos_token_ids)
         pages = -(-max_model_len // PAGE_TOKENS)
         self.page_table = self._table = StagedPageTable(max_num_seqs, pages, self.device)
-        # A token has three integers, four where its logits are wanted, a row up to four more, and
-        # every page may be new.
+        # A token has three integers, four where its logits are wanted, a row up to four more and
+        # its draw's, and every page may be new.
         tokens = max(max_num_batched_tokens, max_num_seqs)
         columns = 4 * tokens + 4 * max_num_seqs + 7 * ALIGNED
-        capacity = columns + 2 * self._table.table.numel()
+        capacity = columns + packed_length(max_num_seqs) + 2 * self._table.table.numel()
         self._staging = Staging(self.device, capacity)
+        self.draw = self._draws = StagedDraws()
         self.graphs: DecodeGraphs | None = None
 
     def capture(self, wanted: Sequence[Bucket], *, progress: bool = True) -> None:
@@ -71,10 +74,7 @@ class HopperRunner(Runner):
         """Brings the integers of decode rows to the device, filled up; returns them all."""
         flat = self._flat(rows)
         slots = [row.slot for row in rows]
-        integers = padded(bucket, (flat.token_ids, flat.positions, flat.slots, slots))
-        sent = self._staging.send(integers + self._table.news())
-        self._table.apply(sent[len(integers) :])
-        return sent
+        return self._send(padded(bucket, (flat.token_ids, flat.positions, flat.slots, slots)), rows)
 
     def _batch(self, rows: tuple[Row, ...]) -> Batch:
         groups = grouped(rows)
@@ -96,9 +96,7 @@ class HopperRunner(Runner):
             [row.count for row in ordered],
             [row.start + row.count for row in ordered],
         )
-        # Into the memory of the step before, whose kernels lie before this copy in the stream.
-        sent = self._staging.send(integers + self._table.news())
-        self._table.apply(sent[len(integers) :])
+        sent = self._send(integers, rows)
         token_ids, positions, slots, wanted, places, counts, contexts = (sent[s] for s in spans)
         visible = (positions + 1).int()
         both = torch.stack((counts, contexts)).int()
@@ -110,6 +108,19 @@ class HopperRunner(Runner):
             made.append(self._row_group(members, tokens, places[some], visible, both[:, some]))
             row, token = some.stop, tokens.stop
         return Batch(token_ids, positions, slots, tuple(made), wanted)
+
+    def _send(self, integers: list[int], rows: Sequence[Row]) -> Tensor:
+        """Brings a step's integers to the device, and behind them what the draws of its rows take
+        and what is new in the page table; returns them all."""
+        sampling = [row for row in rows if self._samples(row)]
+        states = [self.slots[row.slot].sampler for row in sampling]
+        settings = packed(states, [row.start + row.count for row in sampling])
+        front, (_, drawing) = side_by_side(integers, settings)
+        # Into the memory of the step before, whose kernels lie before this copy in the stream.
+        sent = self._staging.send(front + self._table.news())
+        self._table.apply(sent[len(front) :])
+        self._draws.arrived(sent[drawing], len(sampling))
+        return sent
 
     def _row_group(
         self,

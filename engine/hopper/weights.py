@@ -1,4 +1,4 @@
-"""FP8 weights as the products take them: kept as they are stored, or quantised when they are not.
+"""Weights as the products take them: in FP8, kept as stored or quantised when they are not.
 
 A checkpoint in FP8 keeps its bytes. Others are rounded at load, by blocks of 128 x 128 with scales
 that are powers of two, as DeepSeek-V3.2 is published: there is no product of experts but in FP8.
@@ -15,6 +15,8 @@ from torch import Tensor
 from engine.tensors import FP8_BLOCK, SCALE_SUFFIX
 from kernels.fp8 import quantise_groups
 from kernels.fp8_linear import dequantise_weight
+from kernels.hopper.fixed_order_fp8_linear import fixed_order_fp8_linear
+from kernels.hopper.fixed_order_linear import bfloat16_pieces, fixed_order_linear
 from kernels.hopper.fp8_linear import fp8_linear
 
 
@@ -54,14 +56,34 @@ class Quantised(NamedTuple):
 
 
 class Product:
-    """y = x W^T with FP8 operands, added in float32."""
+    """y = x W^T with FP8 operands, added in float32.
 
-    def __init__(self, weight: Fp8Weight) -> None:
-        self.weight = weight
+    batch_invariant, here and below: a row's bits depend on that row alone.
+    """
+
+    def __init__(self, weight: Fp8Weight, *, batch_invariant: bool = False) -> None:
+        self.weight, self.batch_invariant = weight, batch_invariant
 
     def __call__(self, x: Quantised, dtype: torch.dtype = torch.bfloat16) -> Tensor:
         """Returns [T, N] in `dtype`."""
-        return fp8_linear(x.values, x.scales, self.weight.values, self.weight.scales, dtype)
+        product = fixed_order_fp8_linear if self.batch_invariant else fp8_linear
+        return product(x.values, x.scales, self.weight.values, self.weight.scales, dtype)
+
+
+class WideProduct:
+    """y = x W^T in float32 of bfloat16 rows and a weight [N, K], bfloat16 or float32, as it is."""
+
+    def __init__(self, weight: Tensor, *, batch_invariant: bool = False) -> None:
+        self.batch_invariant = batch_invariant
+        self.weight = bfloat16_pieces(weight)[:, None] if batch_invariant else weight
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Returns [T, N] float32; products are added in float32."""
+        if self.batch_invariant:
+            return fixed_order_linear(x[:, None], self.weight)[:, 0]
+        if self.weight.dtype == torch.bfloat16 and x.device.type == "cuda":
+            return torch.mm(x, self.weight.T, out_dtype=torch.float32)
+        return F.linear(x.float(), self.weight.float())
 
 
 def take(weights: dict[str, Tensor], name: str) -> Fp8Weight:

@@ -177,8 +177,6 @@ def fp8_linear(
     weight: Tensor,
     weight_scales: Tensor,
     dtype: torch.dtype = torch.bfloat16,
-    *,
-    batch_invariant: bool = False,
 ) -> Tensor:
     """Returns x W^T [M, N] in `dtype` (bfloat16, float16 or float32).
 
@@ -187,17 +185,16 @@ def fp8_linear(
     [ceil(N / 128), K / 128] float32, rows contiguous. K and row strides in bytes are multiples of
     128 and 16.
 
-    batch_invariant: every M takes the first form, unsplit, so a row's bits depend on that row
-    alone; a step of few tokens then occupies only N / 128 SMs. Otherwise the form and the number
-    of splits depend on M.
+    The form and the number of splits depend on M: for rows whose bits do not, there is
+    `kernels.hopper.fixed_order_fp8_linear`.
 
     Raises ValueError for shapes, dtypes, strides or devices other than these.
     """
-    tokens, width, outputs = _check(x, x_scales, weight, weight_scales, dtype)
+    tokens, width, outputs = check_fp8_linear(x, x_scales, weight, weight_scales, dtype)
     slabs = width // BLOCK
     if tokens == 0:
         return x.new_empty(0, outputs, dtype=dtype)
-    swapped = tokens <= FEW_TOKENS and not batch_invariant
+    swapped = tokens <= FEW_TOKENS
     sms = multiprocessors(x.device)
     if swapped:
         tile_tokens = max(16, triton.next_power_of_2(tokens))
@@ -207,7 +204,7 @@ def fp8_linear(
     else:
         tile_tokens, tile_outputs = TILE_TOKENS, TILE_OUTPUTS
         tiles = triton.cdiv(tokens, tile_tokens) * triton.cdiv(outputs, tile_outputs)
-        splits = 1 if batch_invariant else split_count(tiles, slabs, sms)
+        splits = split_count(tiles, slabs, sms)
     slabs_per_split = triton.cdiv(slabs, splits)
     splits = triton.cdiv(slabs, slabs_per_split)
     out = torch.empty(tokens, outputs, dtype=dtype, device=x.device)
@@ -284,9 +281,10 @@ def check_copies(name: str, matrix: Tensor) -> None:
         raise ValueError(f"{name} begins at address {matrix.data_ptr()}; needs a multiple of 16")
 
 
-def _check(
+def check_fp8_linear(
     x: Tensor, x_scales: Tensor, weight: Tensor, weight_scales: Tensor, dtype: torch.dtype
 ) -> tuple[int, int, int]:
+    """Returns (M, K, N); raises ValueError for what the FP8 products do not support."""
     fp8, fp32 = (torch.float8_e4m3fn,), (torch.float32,)
     check_tensor("x", x, (None, None), fp8)
     tokens, width = x.shape
@@ -367,6 +365,19 @@ def _many(out: str) -> Specialisation:
     )
 
 
+def _sum(out: str) -> Specialisation:
+    return Specialisation(
+        name=f"sum of splits, {out.strip('*')} out",
+        kernel=sum_splits_kernel,
+        signature={"parts": "*fp32", "out": out, "values": "i64", "splits": "i32"},
+        constants={"BLOCK_VALUES": 1024},
+        aligned=("parts", "out", "values"),
+        warps=4,
+        stages=3,
+        budget=Budget(64, 0, 8, None),
+    )
+
+
 SPECIALISATIONS: tuple[Specialisation, ...] = (
     _many("*bf16"),
     _many("*fp32"),
@@ -374,14 +385,6 @@ SPECIALISATIONS: tuple[Specialisation, ...] = (
     _swapped(16, "*fp32", 80, 72_000),
     _swapped(32, "*fp32", 100, 76_000),
     _swapped(64, "*fp32", 160, 76_000),
-    Specialisation(
-        name="sum of splits, bf16 out",
-        kernel=sum_splits_kernel,
-        signature={"parts": "*fp32", "out": "*bf16", "values": "i64", "splits": "i32"},
-        constants={"BLOCK_VALUES": 1024},
-        aligned=("parts", "out", "values"),
-        warps=4,
-        stages=3,
-        budget=Budget(64, 0, 8, None),
-    ),
+    _sum("*bf16"),
+    _sum("*fp32"),
 )

@@ -349,6 +349,5 @@ SPECIALISATIONS: tuple[Specialisation, ...] = (
         stages=3,
         budget=Budget(96, 1024, 4, None),
     ),
-    _place(16),
-    _place(128),
+    *map(_place, (16, 32, 64, 128)),
 )

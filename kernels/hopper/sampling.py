@@ -2,12 +2,12 @@
 """Sampling without a sort, one program per row: every filter is a search for a threshold.
 
 In the order of falling logits each filter keeps a prefix, and so a prefix's mass says which it is.
-Masses are whole numbers, exp(logit - largest) in units of 2^-28: their sums do not depend on the
-order of adding, so that all thresholds agree and every run gives the same token. A search fixes two
-bits of the threshold in each pass over the row, which stays in the L2 cache.
+Masses are whole numbers: their sums do not depend on the order of adding, so that all thresholds
+agree. A search fixes two bits of the threshold in each pass over the row, which stays in the L2
+cache.
 
-Order is that of the logits themselves. The torch op divides by the temperature first, which can
-make neighbours equal; they are then as likely as each other, but may change places.
+Every operation on a likelihood is the torch op's, and the kernel is compiled without fusing any
+product with a sum: its tokens are those of the CPU, bit for bit.
 
 Source: as `kernels.sampling`.
 """
@@ -21,12 +21,22 @@ from torch import Tensor
 
 from kernels.hopper.arguments import check_tensor
 from kernels.hopper.specialisation import Budget, Specialisation
-from kernels.sampling import GREEDY_TEMPERATURE
+from kernels.sampling import (
+    EXP2,
+    GREEDY_TEMPERATURE,
+    LARGEST_LOGIT,
+    LEAST_POWER,
+    LOG2_E,
+    UNIT,
+)
 
 _COLUMNS, _ROWS = 2048, 4
-_UNIT = 2**28
 """Masses of the _ROWS tokens in a column add in 32 bits."""
 _WARPS = 16
+_OPTIONS = {"enable_fp_fusion": False}
+_LARGEST, _LEAST_POWER = tl.constexpr(LARGEST_LOGIT), tl.constexpr(LEAST_POWER)
+_LOG2_E = tl.constexpr(LOG2_E)
+_E1, _E2, _E3, _E4, _E5 = (tl.constexpr(coefficient) for coefficient in EXP2)
 
 
 @triton.jit
@@ -43,15 +53,16 @@ def _uniform(seed, choice, position):
         state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9
         state = (state ^ (state >> 27)) * 0x94D049BB133111EB
         state = state ^ (state >> 31)
-    # Rounded to float32, as the torch op compares it.
-    return (((state >> 12).to(tl.float64) + 0.5) * 2.220446049250313e-16).to(tl.float32)
+    return ((state >> 12).to(tl.float64) + 0.5) * 2.220446049250313e-16
 
 
 @triton.jit
 def _read(row, token, vocabulary):
-    """Logits of tokens, -inf for NaN and behind the vocabulary, and uint32 keys in their order."""
+    """Logits of tokens within the limits, the least for NaN and behind the vocabulary, and uint32
+    keys in their order."""
     logit = tl.load(row + token, mask=token < vocabulary, other=-float("inf"))
-    logit = tl.where(logit == logit, logit, -float("inf")) + 0.0  # one zero only
+    logit = tl.where(logit == logit, logit, -float("inf"))
+    logit = tl.minimum(tl.maximum(logit, -_LARGEST), _LARGEST) + 0.0  # one zero only
     bits = logit.to(tl.int32, bitcast=True)
     return logit, (bits ^ ((bits >> 31) | -2147483648)).to(tl.uint32, bitcast=True)
 
@@ -66,10 +77,11 @@ def _logit_of(key):
 @triton.jit
 def _likelihood(logit, largest, rate):
     """exp(logit - largest) at the temperature; rate = log2(e) / temperature."""
-    # The largest may be infinite, and then it must not be subtracted.
-    finite = tl.minimum(tl.maximum(largest, -3.4028234e38), 3.4028234e38)
-    distance = tl.maximum(tl.where(logit == largest, 0.0, logit - finite), -1.0e30)
-    return tl.exp2(distance * rate)
+    power = tl.maximum((logit - largest) * rate, _LEAST_POWER)
+    whole = tl.floor(power + 0.5)
+    x = power - whole
+    polynomial = ((((x * _E5 + _E4) * x + _E3) * x + _E2) * x + _E1) * x + 1.0
+    return polynomial * ((whole.to(tl.int32) + 127) << 23).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -157,7 +169,7 @@ def sample_kernel(
     nth = (sequence * 0 + 1).to(tl.int64)
     temperature = tl.load(temperatures + sequence)
     if temperature >= GREEDY:
-        rate = 1.4426950408889634 / temperature
+        rate = tl.div_rn(_LOG2_E, temperature)
         min_p = tl.load(min_ps + sequence)
         masses = tl.full([COLUMNS], 0, tl.int64)
         for first in tl.range(0, vocabulary, ROWS * COLUMNS):
@@ -184,7 +196,7 @@ def sample_kernel(
         if top_p < 1.0:
             # The last token kept is the first at which the mass reaches top_p.
             target = tl.ceil(kept.to(tl.float64) * top_p.to(tl.float64)).to(tl.int64)
-            target = tl.minimum(tl.maximum(target, 1), kept)
+            target = tl.maximum(target, 1)
             key, mass = _threshold(
                 row, vocabulary, largest, rate, target, False, UNIT, ROWS, COLUMNS
             )
@@ -193,8 +205,7 @@ def sample_kernel(
         noise = _uniform(
             tl.load(seeds + sequence), tl.load(choices + sequence), tl.load(positions + sequence)
         )
-        target = tl.ceil(kept.to(tl.float64) * noise.to(tl.float64)).to(tl.int64)
-        target = tl.minimum(tl.maximum(target, 1), kept)
+        target = tl.ceil(kept.to(tl.float64) * noise).to(tl.int64)
         pivot, mass = _threshold(row, vocabulary, largest, rate, target, False, UNIT, ROWS, COLUMNS)
         tie = _units(_likelihood(_logit_of(pivot), largest, rate), UNIT).to(tl.int64)
         nth = tl.cdiv(target - mass, tl.maximum(tie, 1))
@@ -267,10 +278,11 @@ def sample(
             vocabulary,
             logits.stride(0),
             GREEDY=GREEDY_TEMPERATURE,
-            UNIT=_UNIT,
+            UNIT=UNIT,
             ROWS=_ROWS,
             COLUMNS=columns,
             num_warps=_WARPS,
+            **_OPTIONS,
         )
     return tokens
 
@@ -292,10 +304,11 @@ SPECIALISATIONS: tuple[Specialisation, ...] = (
             "vocabulary": "i32",
             "stride": "i32",
         },
-        constants={"GREEDY": GREEDY_TEMPERATURE, "UNIT": _UNIT, "ROWS": _ROWS, "COLUMNS": _COLUMNS},
+        constants={"GREEDY": GREEDY_TEMPERATURE, "UNIT": UNIT, "ROWS": _ROWS, "COLUMNS": _COLUMNS},
         aligned=("logits", "vocabulary", "stride"),
         warps=_WARPS,
         stages=3,
         budget=Budget(128, 140_000, 1, None),
+        options=_OPTIONS,
     ),
 )

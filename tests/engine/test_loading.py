@@ -160,6 +160,16 @@ def test_cuda_without_a_device_is_refused(checkpoint: Path) -> None:
         load(checkpoint, device="cuda")
 
 
+def test_the_same_bits_on_cuda_take_the_kernels(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(loading, "obstacle", lambda *_: "NVIDIA A100 has compute capability 8.0")
+    message = r"--batch-invariant on CUDA takes the kernels for Hopper.*: NVIDIA A100 has"
+    with pytest.raises(ConfigError, match=message):
+        load(checkpoint, device="cuda", kv_cache_dtype="bfloat16", batch_invariant=True)
+
+
 def test_no_more_pages_than_the_limits_can_use(checkpoint: Path) -> None:
     replica = load(checkpoint, kv_cache_bytes=100 * PAGE_BYTES, max_num_seqs=2, max_model_len=130)
     assert replica.ready.total_pages == loading.IDLE_FACTOR * 2 * 3

@@ -56,6 +56,8 @@ def sampled(
         (1.3, 9, 0.8, 0.05),
         (0.0, 0, 1.0, 0.0),
         (1.0, 3, 0.0, 0.0),
+        (1.0, 0, 1.5, 0.0),
+        (1.0, 2**31 - 1, 0.9, 2.0),
     ],
 )
 def test_draws_are_those_of_plain_python(
@@ -75,8 +77,54 @@ def test_a_row_depends_on_itself_alone() -> None:
     assert sampled(logits)[0] == sampled(logits[:1])[0]
 
 
-def test_forbidden_tokens_are_not_drawn_and_nan_does_no_harm() -> None:
+def test_forbidden_tokens_are_not_drawn() -> None:
     logits = torch.zeros(50, 10)
     logits[:, 4:] = -torch.inf
     assert set(sampled(logits)) == {0, 1, 2, 3}
-    assert 0 <= sampled(torch.full((1, 10), torch.nan))[0] < 10
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_nan_is_forbidden(temperature: float) -> None:
+    logits = torch.zeros(50, 10)
+    logits[:, 4:] = torch.nan
+    assert set(sampled(logits, temperature)) <= {0, 1, 2, 3}
+    assert 0 <= sampled(torch.full((1, 10), torch.nan), temperature)[0] < 10
+
+
+def test_noise_depends_on_each_argument_and_is_spread_evenly() -> None:
+    grid = torch.cartesian_prod(*(torch.arange(20) for _ in range(3)))
+    values = uniform(*grid.T)
+    assert values.unique().numel() == 8000
+    buckets = (values * 20).long().bincount()
+    assert ((buckets - 400) ** 2 / 400).sum() < 43.8  # chi2(19) at 0.1 %
+
+
+def test_no_rows_give_no_tokens() -> None:
+    assert sampled(torch.zeros(0, 5)) == sampled(torch.zeros(0, 5), temperature=0.0) == []
+
+
+def test_rows_are_drawn_beside_rows_that_are_not() -> None:
+    logits = torch.randn(3, 30, generator=torch.Generator().manual_seed(1))
+    columns = [torch.ones(3), torch.zeros(3, dtype=torch.int32), torch.ones(3), torch.zeros(3)]
+    whole = [torch.full((3,), 9), torch.arange(3), torch.arange(3)]
+    warm = sample(logits, *columns, *whole)
+    columns[0] = torch.tensor([1.0, 0.0, 1.0])
+    assert sample(logits, *columns, *whole).tolist() == [warm[0], logits[1].argmax(), warm[2]]
+
+
+def test_a_tokens_share_of_draws_is_its_probability() -> None:
+    """The draw in float64 on the same noise: one in 20,000 may fall on the other side."""
+    logits = torch.randn(9, generator=torch.Generator().manual_seed(2)) * 4
+    for temperature in (0.1, 1.0, 40.0):
+        count = 20_000
+        found = torch.tensor(
+            sampled(logits.expand(count, -1).contiguous(), temperature, seed=5)
+        ).bincount(minlength=9)
+        noise = uniform(torch.full((count,), 5), torch.arange(count), torch.arange(count))
+        kept = kept_reference(logits.tolist(), temperature, 0, 1.0, 0.0)
+        expected = torch.zeros(9, dtype=torch.int64)
+        before = 0.0
+        for token, p in kept:
+            expected[token] = ((noise > before) & (noise <= before + p)).sum()
+            before += p
+        assert (found - expected).abs().max() <= 1

@@ -40,6 +40,11 @@ def test_without_selection_every_context_is_dense() -> None:
     assert {b.context for b in buckets(1, 100, 2048, dense=False)} == {100}
 
 
+def test_where_every_row_selects_there_is_no_other_form() -> None:
+    found = buckets(2, 10_000, 2048, dense=False, sparse=True)
+    assert {(b.form, b.context) for b in found} == {("mqa", 8192), ("mqa", 10_000)}
+
+
 def test_a_step_takes_the_smallest_graph_that_holds_it() -> None:
     known = buckets(8, 20_000, 2048, dense=False)
     assert smallest(known, [decode(2999)]) == Bucket(1, 8192, "mqa")

@@ -55,6 +55,13 @@ def test_small_chunks_meet_every_form_that_can_occur(attention: str) -> None:
     assert not [c for c in small_chunks(forms, step_tokens=512, longest=100) if c.context > 100]
 
 
+def test_batch_invariant_rows_meet_one_form() -> None:
+    forms = FormPolicy("sparse", 2048, 0)
+    sizes = {"step_tokens": 512, "longest": 163_840}
+    assert {chunk.form for chunk in small_chunks(forms, **sizes)} == {"mqa"}
+    assert {chunk.form for chunk in largest_chunks(forms, score_bytes=2**27, **sizes)} == {"mqa"}
+
+
 def test_a_prefill_batch_writes_nowhere_and_reads_page_0() -> None:
     batch = prefill_batch(Chunk("mqa", 5, 130), CPU)
     assert batch.padded and batch.slots.tolist() == [-1] * 5

@@ -12,6 +12,7 @@ from engine import loading
 from engine.cache import CacheLayout
 from engine.config import ConfigError, EngineConfig
 from engine.hopper import rehearsal
+from engine.hopper.graphs import Bucket
 from engine.hopper.model import HopperDeepseekV32
 from engine.hopper.replica import HopperParts, StepMemory
 from engine.hopper.runner import HopperRunner
@@ -58,15 +59,17 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     return seen
 
 
+@pytest.mark.parametrize("batch_invariant", [False, True])
 def test_a_checkpoint_that_the_kernels_serve(
-    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, batch_invariant: bool
 ) -> None:
     """All but the device: its kernels are not compiled, and its memory is not asked for."""
     monkeypatch.setattr(loading, "obstacle", lambda *_: None)
     monkeypatch.setattr(HopperParts, "memory", lambda *_: STEPS)
     ran: list[int] = []
+    decoded: list[Bucket] = []
     monkeypatch.setattr(rehearsal, "compile_kernels", lambda *_, **how: ran.append(how["longest"]))
-    monkeypatch.setattr(rehearsal, "compile_decode", lambda *_, **how: None)
+    monkeypatch.setattr(rehearsal, "compile_decode", lambda *args, **_: decoded.extend(args[2]))
     config = EngineConfig(
         model=str(checkpoint),
         device="cpu",
@@ -75,11 +78,14 @@ def test_a_checkpoint_that_the_kernels_serve(
         index_dtype="fp8",
         enforce_eager=True,
         threads=1,
+        batch_invariant=batch_invariant,
     )
     found = load_replica(config, progress=False)
     assert isinstance(found.runner, HopperRunner)
     network = found.runner.model
-    assert isinstance(network, HopperDeepseekV32)
+    assert isinstance(network, HopperDeepseekV32) and network.batch_invariant is batch_invariant
+    forms = {"mqa"} if batch_invariant else {"mqa", "dense_mqa"}
+    assert {bucket.form for bucket in decoded} == forms
     assert found.ready.total_pages == 40 and found.ready.max_model_len == 40 * 64 == ran[0]
     assert found.ready.memory["steps"] == 1000 and found.ready.memory["graphs"] == 300
     assert found.ready.memory["latent_pages"] + found.ready.memory["index_key_pages"] == (

@@ -3,7 +3,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from engine.hopper.weights import Fp8Weight, Quantised, joined, quantise_weight, take
+from engine.hopper.model import without_loss
+from engine.hopper.weights import (
+    Fp8Weight,
+    Quantised,
+    WideProduct,
+    joined,
+    quantise_weight,
+    take,
+)
 from kernels.fp8 import quantise_groups
 from tests.checkpoints import quantise_blocks
 
@@ -59,3 +67,18 @@ def test_some_rows_of_activations() -> None:
         found = x.rows(tokens)
         assert torch.equal(found.values.float(), x.values.float()[tokens])
         assert torch.equal(found.scales, x.scales[tokens])
+
+
+@pytest.mark.parametrize("batch_invariant", [False, True])
+def test_weights_that_are_not_fp8_are_multiplied_as_they_are(batch_invariant: bool) -> None:
+    """A float32 weight loses nothing; one that bfloat16 holds exactly is one piece of it."""
+    x = random(5, 128, seed=1).bfloat16()
+    for weight, pieces in ((random(12, 128), 3), (random(12, 128).bfloat16().float(), 1)):
+        product = WideProduct(without_loss(weight), batch_invariant=batch_invariant)
+        expected = x.double() @ weight.double().T
+        error = (product(x).double() - expected).abs().max()
+        assert error <= 1e-5 * expected.abs().max()
+        if batch_invariant:
+            assert product.weight.shape == (pieces, 1, 12, 128)
+        else:
+            assert product.weight.dtype == (torch.float32 if pieces == 3 else torch.bfloat16)

@@ -111,6 +111,30 @@ def test_batch_invariant_rows_depend_on_themselves_alone(
     assert torch.equal(alone[0][0], both[0][0]) and torch.equal(alone[1][0], both[1][0])
 
 
+def test_parts_by_the_number_of_rows_change_bits(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a device of one SM a row alone is divided, and two are not: without batch_invariant that
+    is what happens."""
+    monkeypatch.setattr("kernels.hopper.dense_mla.device_sms", lambda _: 1)
+    monkeypatch.setattr("kernels.hopper.split_combine.SPLIT_TILES", 1)
+    table = torch.arange(20, dtype=torch.int32, device=device).expand(2, -1)
+    cache, _ = filled_cache(torch.arange(320), 320, "fp8", device)
+    q = randn(2, 16, LATENT + ROPE, seed=3).to(device)
+    visible = torch.full((2,), 320, device=device)
+
+    def first(rows: int, *, batch_invariant: bool) -> Tensor:
+        found, _ = dense_mla(
+            q[:rows], cache, table[:rows], visible[:rows], SCALE,
+            latent=LATENT, page_tokens=PAGE_TOKENS, batch_invariant=batch_invariant,
+            out_dtype=torch.float32,
+        )  # fmt: skip
+        return found[0]
+
+    assert not torch.equal(first(1, batch_invariant=False), first(2, batch_invariant=False))
+    assert torch.equal(first(1, batch_invariant=True), first(2, batch_invariant=True))
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [

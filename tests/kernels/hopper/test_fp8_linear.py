@@ -105,24 +105,6 @@ def test_the_output_is_rounded_once(dtype: torch.dtype, ulp: float, device: torc
     close(found, parts, ulp + TOLERANCE)
 
 
-def test_batch_invariant_rows_do_not_depend_on_the_batch(device: torch.device) -> None:
-    x, x_scales, weight, weight_scales = operands(70, 8 * BLOCK, 64, device)
-
-    def first(rows: int) -> Tensor:
-        found = fp8_linear(
-            x[:rows],
-            x_scales[:rows],
-            weight,
-            weight_scales,
-            torch.float32,
-            batch_invariant=True,
-        )
-        return found[:3].cpu()
-
-    assert torch.equal(first(3), first(70))
-    assert torch.equal(first(3), first(3))
-
-
 def test_no_tokens_give_no_rows(device: torch.device) -> None:
     x, x_scales, weight, weight_scales = operands(1, 128, 64, device)
     assert fp8_linear(x[:0], x_scales[:0], weight, weight_scales).shape == (0, 64)

@@ -120,6 +120,21 @@ def test_a_request_s_scores_do_not_depend_on_the_others_or_on_the_schedule(
 PER_REQUEST = ("queries", "weights", "visible", "block_tables")
 
 
+def test_the_tokens_of_a_prompt_share_a_table_and_score_as_each_alone(
+    device: torch.device,
+) -> None:
+    """As batch-invariant prefill does, with one row of the table for all of them."""
+    given, _ = paged(device, [[130]])
+    values, weights = queries(3, 1, 8, device=device)
+    visible = torch.tensor([[128], [129], [130]], dtype=torch.int32, device=device)
+    chunk = given | {"queries": values, "weights": weights, "visible": visible}
+    chunk["block_tables"] = given["block_tables"].expand(3, -1)
+    found = paged_logits(**chunk, fill=0.0)
+    for t in range(3):
+        one = chunk | {n: chunk[n][t : t + 1] for n in PER_REQUEST}
+        assert torch.equal(paged_logits(**one, fill=0.0), found[t : t + 1])
+
+
 def test_the_schedule_deals_out_every_tile_once_and_evenly(
     device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,4 +1,4 @@
-"""Each token against the float64 distribution of what the filters keep.
+"""Each token against the torch op's, bit for bit, and the float64 distribution of what is kept.
 
 The kernel's masses are multiples of 2^-28 of the largest, of a float32 exponential: a cumulative
 mass is off by at most the vocabulary * 2^-29, and by 1e-6 for the exponentials. A draw whose noise
@@ -10,17 +10,24 @@ Searches take the interpreter a quarter of a second each, so rows are few.
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from kernels import sampling
+from kernels.hopper import sampling as hopper_sampling
 from kernels.hopper.sampling import sample
 from kernels.sampling import kept_reference, uniform, uniform_reference
 
 TOLERANCE = 4e-5
+ROOT = Path(__file__).parents[3]
 
 
 @dataclass(frozen=True)
@@ -185,6 +192,62 @@ def test_noise_is_the_hash_of_seed_choice_and_position(device: torch.device) -> 
     expected = uniform(*(arguments[name].cpu() for name in names))
     tokens = sample(**arguments).cpu()
     assert torch.equal(tokens, (expected * 1000).ceil().long() - 1)
+
+
+def test_tokens_are_those_of_the_torch_op(device: torch.device) -> None:
+    """Rows of every kind in one launch: ties, NaN, tokens forbidden, filters beyond their sense."""
+    logits = draw(8, 200)
+    logits[1] = logits[1].round()
+    logits[2, ::3], logits[3, 1:], logits[4] = torch.nan, -torch.inf, torch.nan
+    logits[5, 7], logits[6] = torch.inf, -0.0
+    columns: dict[str, Tensor] = {
+        "temperature": torch.tensor([1.0, 3.0, 0.0, 2.0, 1.0, 1.0, 0.7, 1e-5]),
+        "top_k": torch.tensor([0, 9, 0, 2**31 - 1, 0, 0, 150, 0], dtype=torch.int32),
+        "top_p": torch.tensor([1.0, 0.8, 1.0, 1e-9, 1.0, 1.0, 1.0, 1.0]),
+        "min_p": torch.tensor([0.0, 0.3, 0.0, 2.0, 0.0, 1e-30, 0.0, 1.0]),
+        "seeds": torch.tensor([1, -1, 3, 2**63 - 1, 5, -(2**63), 7, 8]),
+        "choices": torch.arange(8),
+        "positions": torch.arange(8) * 10_000,
+    }
+    expected = sampling.sample(logits, **columns)
+    there = {name: column.to(device) for name, column in columns.items()}
+    assert sample(logits.to(device), **there).tolist() == expected.tolist()
+
+
+def test_the_kernel_is_launched_and_measured_without_fused_products(
+    monkeypatch: pytest.MonkeyPatch, device: torch.device
+) -> None:
+    """The interpreter fuses nothing, so no other test would see it."""
+    launched: list[dict[str, Any]] = []
+
+    class Recorded:
+        def __getitem__(self, grid: tuple[int, ...]) -> Any:
+            return lambda *_, **how: launched.append(how)
+
+    monkeypatch.setattr(hopper_sampling, "sample_kernel", Recorded())
+    sample(**Rows(draw(1, 9)).arguments(device))
+    (specialisation,) = hopper_sampling.SPECIALISATIONS
+    assert launched[0]["enable_fp_fusion"] is False
+    assert specialisation.options == {"enable_fp_fusion": False}
+
+
+@pytest.mark.check
+def test_the_compiled_kernel_fuses_no_product_with_a_sum() -> None:
+    program = """
+import triton
+from kernels.hopper.sampling import SPECIALISATIONS
+from kernels.hopper.specialisation import HOPPER, _source
+one, = SPECIALISATIONS
+options = {"num_warps": one.warps, "num_stages": one.stages, **one.options}
+print(triton.compile(_source(one), target=HOPPER, options=options).asm["ptx"])
+"""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    assert "mul.rn.f32" in done.stdout and "add.rn.f32" in done.stdout
+    assert "fma" not in done.stdout and "ex2" not in done.stdout
 
 
 def test_no_rows_give_no_tokens(device: torch.device) -> None:
