@@ -49,6 +49,7 @@ CHANGES: dict[tuple[str, str], dict[str, Any]] = {
     },
     ("routing", "place pairs, tiles of 16"): {"BLOCK_EXPERTS": EXPERTS, "BLOCK_PAIRS": 16},
     ("grouped_linear", "tiles of 16 gathered tokens"): {"TOP_K": ACTIVE},
+    ("fixed_order_linear", "absorbing products"): {"BLOCK_K": NOPE},
     ("routed_experts", "combine top 8"): {"TOP_K": ACTIVE, "BLOCK_WIDTH": HIDDEN},
 }
 """Op and specialisation -> the constants that differ."""
