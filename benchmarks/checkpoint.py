@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from tokenizers import Tokenizer
 
 from engine.hub import EMBEDDED_MODEL
 from engine.model_config import ModelConfig
@@ -67,7 +68,8 @@ def write_checkpoint(folder: Path, config: dict[str, Any] | None = None, *, seed
 
     Matrices are normal with `initializer_range` as standard deviation, norms 1, biases 0: what
     transformers draws. The same seed gives the same bytes. The embedded checkpoint's tokenizer
-    and chat template come along, so that text and chat requests work.
+    and chat template come along, so that text and chat requests work. Tokens without text of their
+    own have logit 0: greedy answers have text from their first token on, and do not end early.
     """
     config = MID_CONFIG if config is None else config
     folder.mkdir(parents=True, exist_ok=True)
@@ -81,6 +83,7 @@ def write_checkpoint(folder: Path, config: dict[str, Any] | None = None, *, seed
             tensors[name] = torch.zeros(spec.shape)
         else:
             tensors[name] = torch.randn(spec.shape, generator=generator) * deviation
+    tensors["lm_head.weight"][_without_text(config["vocab_size"])] = 0
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config, indent=1))
     generation = {"do_sample": False, "eos_token_id": config["eos_token_id"]}
@@ -92,12 +95,26 @@ def write_checkpoint(folder: Path, config: dict[str, Any] | None = None, *, seed
     return folder
 
 
+def _without_text(vocab_size: int) -> list[int]:
+    """Ids that the embedded tokenizer has no text for: control tokens, parts of a character, and
+    those past its vocabulary."""
+    tokenizer = Tokenizer.from_file(str(EMBEDDED_MODEL / "tokenizer.json"))
+    texts = [tokenizer.decode([token_id]) for token_id in range(vocab_size)]
+    return [token_id for token_id, text in enumerate(texts) if text in ("", "\ufffd")]
+
+
 @contextmanager
 def model_folder(name: str) -> Iterator[Path]:
     """The folder of a model by name: `mid` (written for the time of the block), `embedded`, or a
-    folder as it stands."""
+    folder as it stands.
+
+    Raises CheckpointError where there is no such folder or no config.json in it.
+    """
     if name == "mid":
         with TemporaryDirectory(prefix="winnow-mid-") as folder:
             yield write_checkpoint(Path(folder))
+    elif name == "embedded":
+        yield EMBEDDED_MODEL
     else:
-        yield EMBEDDED_MODEL if name == "embedded" else Path(name)
+        ModelConfig.from_folder(Path(name))
+        yield Path(name)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,11 @@ from benchmarks.forms import CONTEXTS as FORM_CONTEXTS
 from benchmarks.peers import ParityError
 from benchmarks.report import CpuTime, Machine, describe, disturbance, machine
 from benchmarks.sections import Section
+from benchmarks.serving import ServingError
 from benchmarks.step import CLOCKS
 from engine.config import ConfigError
+from engine.loading import cores
+from engine.model_config import CheckpointError
 
 EPILOG = """\
 examples:
@@ -34,6 +37,7 @@ examples:
   winnow bench all --output docs/benchmarks
 """
 MODELS = ("mid", "embedded")
+PACKAGES = ("torch", "transformers", "uvicorn", "llama_cpp_python")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -42,7 +46,7 @@ def main(arguments: Sequence[str]) -> int:
     command = shlex.join(["winnow", "bench", *arguments])
     try:
         with model_folder(options.model) as folder:
-            here = machine(("torch", "transformers", "uvicorn"), threads=options.threads)
+            here = machine(PACKAGES, threads=options.threads)
             print(describe(here), file=sys.stderr)
             before = CpuTime.now()
             found: list[Section] = options.run(options, folder, here)
@@ -50,7 +54,10 @@ def main(arguments: Sequence[str]) -> int:
     except ParityError as error:
         print(f"winnow bench: no times, since results differ: {error}", file=sys.stderr)
         return 1
-    except ConfigError as error:
+    except ServingError as error:
+        print(f"winnow bench: {error}", file=sys.stderr)
+        return 1
+    except (CheckpointError, ConfigError, msgspec.ValidationError) as error:
         print(f"winnow bench: {error}", file=sys.stderr)
         return 2
     report, numbers = _report(here, stolen, command, found), _json(here, stolen, command, found)
@@ -63,6 +70,42 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows defaults, but for options that are off without one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        off = action.default is None or action.default is False
+        return action.help if off else super()._get_help_string(action)
+
+
+def _at_least(lowest: int, kind: type[int] | type[float] = int) -> Callable[[str], float]:
+    """The type of an option for numbers from `lowest` on."""
+
+    def read(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is no {kind.__name__}") from None
+        if not value >= lowest:
+            raise argparse.ArgumentTypeError(f"{text} is too small; it must be at least {lowest}")
+        return value
+
+    return read
+
+
+positive, not_negative, at_least_two = _at_least(1), _at_least(0), _at_least(2)
+
+
+def _folder(text: str) -> Path:
+    if not Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is no folder")
+    return Path(text)
+
+
+def _new_file(text: str) -> Path:
+    return _folder(str(Path(text).parent)) / Path(text).name
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="winnow bench",
@@ -72,85 +115,119 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.set_defaults(output=None)
     commands = parser.add_subparsers(required=True, metavar="benchmark")
+    add = partial(commands.add_parser, formatter_class=_Help)
 
-    step = commands.add_parser("step", help="one decode step and one prefill, taken apart")
+    step = add("step", help="one decode step and one prefill, taken apart")
     _common(step, _step)
+    _clock(step)
     _model_settings(step)
-    step.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32], help="sequences")
-    step.add_argument("--context", type=int, nargs="+", default=[128, 512], help="tokens of each")
-    step.add_argument("--steps", type=int, default=30, help="decode steps measured")
-    step.add_argument("--temperature", type=float, default=0.0)
-    step.add_argument("--repeats", type=int, default=3, help="prefills measured; 0: decode only")
+    _many(step, "--batch", [1, 8, 32], "sequences")
+    _many(step, "--context", [128, 512], "tokens of each")
+    _number(step, "--steps", 30, "decode steps measured")
+    _number(step, "--temperature", 0.0, "0: greedy", _at_least(0, float))
+    _number(step, "--repeats", 3, "prefills measured; 0: decode only", not_negative)
     step.add_argument("--profile", action="store_true", help="list the operators of a step")
-    step.add_argument("--top", type=int, default=25, help="operators listed")
+    _number(step, "--top", 25, "operators listed")
 
-    beside = commands.add_parser("peers", help="generation beside others, parity first")
+    beside = add("peers", help="generation beside others, parity first")
     _common(beside, _peers)
-    beside.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32], help="sequences")
-    beside.add_argument("--prompt", type=int, nargs="+", default=[128, 512], help="tokens of each")
-    beside.add_argument("--tokens", type=int, default=32, help="generated per sequence")
-    beside.add_argument("--repeats", type=int, default=3)
+    _many(beside, "--batch", [1, 8, 32], "sequences")
+    _many(beside, "--prompt", [128, 512], "tokens of each")
+    _number(beside, "--tokens", 32, "generated per sequence, at least 2", at_least_two)
+    _number(beside, "--repeats", 3, "of every batch and prompt, the engines in turn")
 
-    serve = commands.add_parser("serve", help="clients over HTTP, beside transformers serve")
+    serve = add("serve", help="clients over HTTP, beside transformers serve")
     _common(serve, _serve)
-    serve.add_argument("--clients", type=int, nargs="+", default=[1, 8])
-    serve.add_argument("--requests", type=int, default=2, help="of each client")
-    serve.add_argument("--prompt", type=int, default=128, help="tokens of a message")
-    serve.add_argument("--tokens", type=int, default=64, help="generated per request")
+    _many(serve, "--clients", [1, 8], "at once")
+    _number(serve, "--requests", 2, "of each client")
+    _number(serve, "--prompt", 128, "tokens of a message")
+    _number(serve, "--tokens", 64, "generated per request")
     serve.add_argument("--alone", action="store_true", help="do not start transformers serve")
 
-    growth = commands.add_parser("context", help="decode steps over the context, sparse and dense")
+    growth = add("context", help="decode steps over the context, sparse and dense")
     _common(growth, _context)
-    growth.add_argument("--context", type=int, nargs="+", default=list(contexts.CONTEXTS))
-    growth.add_argument("--steps", type=int, default=30, help="decode steps measured")
-    growth.add_argument("--plot", type=Path, help="draw them into this file")
+    _clock(growth)
+    _many(growth, "--context", contexts.CONTEXTS, "tokens")
+    _number(growth, "--steps", 30, "decode steps measured")
+    growth.add_argument("--plot", type=_new_file, help="draw them into this file")
 
-    forms = commands.add_parser("forms", help="prefill with keys expanded, and absorbed")
+    forms = add("forms", help="prefill with keys expanded, and absorbed")
     _common(forms, _forms)
-    forms.add_argument("--context", type=int, nargs="+", default=list(FORM_CONTEXTS))
-    forms.add_argument("--repeats", type=int, default=3)
+    _clock(forms)
+    _many(forms, "--context", FORM_CONTEXTS, "tokens of the prompt", at_least_two)
+    _number(forms, "--repeats", 3, "of both forms in turn")
 
-    layers = commands.add_parser("model", help="few layers of full width, random FP8 weights")
+    layers = add("model", help="few layers of full width, random FP8 weights")
     layers.set_defaults(run=_model, model="embedded")
-    layers.add_argument("--layers", type=int, default=6)
+    _number(layers, "--layers", 6, "of the model")
     layers.add_argument("--config", choices=("v3.2", "tiny"), default="v3.2", help="widths")
-    layers.add_argument("--batch", type=int, nargs="+", default=[1, 64], help="sequences")
-    layers.add_argument(
-        "--context", type=int, nargs="+", default=[2048, 8192, 32768, 131072], help="tokens of each"
-    )
-    layers.add_argument("--chunk", type=int, default=4096, help="tokens of a prefill step")
-    layers.add_argument("--steps", type=int, default=20, help="measured of each shape")
+    _many(layers, "--batch", [1, 64], "sequences")
+    _many(layers, "--context", [2048, 8192, 32768, 131072], "tokens of each")
+    _number(layers, "--chunk", 4096, "tokens of a prefill step")
+    _number(layers, "--steps", 20, "measured of each shape")
     layers.add_argument("--enforce-eager", action="store_true", help="no CUDA graphs")
-    layers.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of a CPU")
-    layers.add_argument("--json", type=Path, help="also write the results to this file")
+    _threads_and_json(layers)
 
-    streams = commands.add_parser("api", help="streams of the API, beside a bare server")
+    streams = add("api", help="streams of the API, beside a bare server")
     streams.set_defaults(run=_api, model="embedded", threads=1)
-    streams.add_argument("--streams", type=int, default=256, help="at once")
-    streams.add_argument("--tokens", type=int, default=512, help="of each, at least 2")
-    streams.add_argument("--rounds", type=int, default=5, help="of both servers in turn")
-    streams.add_argument("--idle", type=int, default=1000, help="streams that wait")
-    streams.add_argument("--json", type=Path, help="also write the results to this file")
+    _number(streams, "--streams", 256, "at once")
+    _number(streams, "--tokens", 512, "of each, at least 2", at_least_two)
+    _number(streams, "--rounds", 5, "of both servers in turn")
+    _number(streams, "--idle", 1000, "streams that wait", not_negative)
+    streams.add_argument("--json", type=_new_file, help="also write the results to this file")
 
-    everything = commands.add_parser("all", help="all of these, as committed in docs/benchmarks")
-    _common(everything, _all)
-    everything.add_argument("--output", type=Path, default=Path("docs/benchmarks"))
+    everything = add("all", help="peers, serve, step, forms and context, as in docs/benchmarks")
+    everything.set_defaults(run=_all, model="embedded")
+    _threads_and_json(everything)
+    everything.add_argument(
+        "--output", type=_folder, default="docs/benchmarks", help="write README.md and more here"
+    )
     everything.add_argument("--alone", action="store_true", help="do not start transformers serve")
     return parser
 
 
+def _number(
+    parser: argparse.ArgumentParser,
+    flag: str,
+    default: float,
+    what: str,
+    kind: Callable[[str], float] = positive,
+) -> None:
+    parser.add_argument(flag, type=kind, default=default, metavar="N", help=what)
+
+
+def _many(
+    parser: argparse.ArgumentParser,
+    flag: str,
+    default: Sequence[int],
+    what: str,
+    kind: Callable[[str], float] = positive,
+) -> None:
+    parser.add_argument(flag, type=kind, nargs="+", default=list(default), metavar="N", help=what)
+
+
 def _common(parser: argparse.ArgumentParser, run: Any) -> None:
     parser.set_defaults(run=run)
-    parser.add_argument("--model", default="mid", help="mid, embedded or a folder (%(default)s)")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="one per core")
-    parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall")
-    parser.add_argument("--json", type=Path, help="also write the results to this file")
+    parser.add_argument("--model", default="mid", help="mid, embedded or a folder")
+    _threads_and_json(parser)
+
+
+def _threads_and_json(parser: argparse.ArgumentParser) -> None:
+    _number(parser, "--threads", cores() or torch.get_num_threads(), "of a CPU, for every engine")
+    parser.add_argument("--json", type=_new_file, help="also write the results to this file")
+
+
+def _clock(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--clock", choices=tuple(CLOCKS), default="wall", help="cpu: this process's own time"
+    )
 
 
 def _model_settings(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--attention", choices=("auto", "sparse", "dense"), default="auto")
-    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
-    parser.add_argument("--batch-invariant", action="store_true")
+    choose: Any = partial(parser.add_argument, default="auto")
+    choose("--attention", choices=("auto", "sparse", "dense"), help="as of winnow serve")
+    choose("--dtype", choices=("auto", "float32", "bfloat16"), help="of weights and products")
+    parser.add_argument("--batch-invariant", action="store_true", help="the same bits in any batch")
 
 
 def _step(options: argparse.Namespace, folder: Path, here: Machine) -> list[Section]:
@@ -231,7 +308,6 @@ def _api(options: argparse.Namespace, folder: Path, here: Machine) -> list[Secti
 
 def _all(options: argparse.Namespace, folder: Path, here: Machine) -> list[Section]:
     """Every benchmark with its defaults, on both models; plots go into --output."""
-    options.output.mkdir(parents=True, exist_ok=True)
     parser = _parser()
     commands = [
         *(f"peers --model {model}" for model in MODELS),

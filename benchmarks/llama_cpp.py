@@ -184,7 +184,7 @@ class LlamaCpp:
         self._batch = llama_cpp.llama_batch_init(512, 0, 1)
 
     def generate(self, prompts: list[list[int]], tokens: int, each_step: EachStep) -> None:
-        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), True)
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), False)
         latest = [0] * len(prompts)
         entries = [
             (token, place, sequence, place + 1 == len(ids))

@@ -8,14 +8,22 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import msgspec
 import torch
 from tqdm import tqdm
 
-from benchmarks.random_model import Config, fill_cache, model_config, random_network
+from benchmarks.random_model import (
+    Config,
+    check_memory,
+    fill_cache,
+    model_config,
+    random_network,
+)
 from benchmarks.report import milliseconds, table
 from benchmarks.sections import Section
 from benchmarks.step import prompt
@@ -45,7 +53,8 @@ class StepLine(msgspec.Struct, frozen=True, kw_only=True):
     step_s: float
     """From the plan to the sampled tokens."""
     layer_s: float
-    """The device's time for one layer: embedding, head and sampling are not in it."""
+    """The device's time for one layer, with what it waits between kernels: a step's, less the
+    kernels of embedding, head and sampling."""
     kernels_s: float | None
     """The sum of a layer's kernels, by the profiler; None on the CPU."""
 
@@ -103,9 +112,10 @@ class ModelBench:
         dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
         compute: CacheDtype = "float32" if device.type == "cpu" else "fp8"
         self.layout = CacheLayout(compute, compute)
+        pages = rows * -(-longest // PAGE_TOKENS)
+        check_memory(model, self.layout, pages, device)
         reason = obstacle(model, self.layout, dtype, device)
         self.kind = "kernels for Hopper" if reason is None else f"PyTorch ({reason})"
-        pages = rows * -(-longest // PAGE_TOKENS)
         self.network = random_network(model, device, dtype, kernels=reason is None)
         cache = PagedCache(model, self.layout, pages, compute_dtype=dtype, device=device)
         self.runner = (
@@ -120,7 +130,6 @@ class ModelBench:
             v_head=model.v_head_dim,
         )
         self.forms = FormPolicy("auto", model.index_topk, break_even)
-        self._outside_s: dict[int, tuple[float, float | None]] = {}
 
     def _runner(self, cache: PagedCache, rows: int, eager: bool) -> Runner:
         from engine.hopper.graphs import buckets  # needs triton
@@ -154,27 +163,57 @@ class ModelBench:
             self.runner.execute(plan)
             walls.append(time.perf_counter() - begin)
 
-        def compute() -> object:
-            return self.runner.compute(some)
-
-        whole_s, whole_kernels_s = (
-            self._device_seconds(compute, steps),
-            self._kernel_seconds(compute),
-        )
-        outside_s, outside_kernels_s = self._outside(rows, steps)
-        depth = self.model.num_hidden_layers
-        kernels_s = None
-        if whole_kernels_s is not None and outside_kernels_s is not None:
-            kernels_s = (whole_kernels_s - outside_kernels_s) / depth
+        layer_s, kernels_s = self.layer_seconds(some, steps)
         return StepLine(
             phase=phase,
             rows=rows,
             tokens=tokens,
             context=context,
             step_s=statistics.median(walls[WARM_UPS:]),
-            layer_s=(whole_s - outside_s) / depth,
+            layer_s=layer_s,
             kernels_s=kernels_s,
         )
+
+    @torch.inference_mode()
+    def layer_seconds(self, rows: tuple[Row, ...], steps: int) -> tuple[float, float | None]:
+        """Returns a layer's share of a step of these rows, and the sum of a layer's kernels.
+
+        Of the step only what embedding and head keep the device busy is subtracted. Their launches
+        are not: those of few kernels take longer than the kernels, and a graph has none.
+        """
+        served, launched = self._on_device(rows)
+        whole_s, kernels_s = self._device_seconds(served, steps), self._kernel_seconds(launched)
+        with self._without_layers():
+            outside_s = self._kernel_seconds(launched)
+            if outside_s is None:
+                outside_s = self._device_seconds(launched, steps)
+        depth = self.model.num_hidden_layers
+        busy_s = None if kernels_s is None else (kernels_s - outside_s) / depth
+        return (whole_s - outside_s) / depth, busy_s
+
+    def _on_device(
+        self, rows: tuple[Row, ...]
+    ) -> tuple[Callable[[], object], Callable[[], object]]:
+        """Brings a step's integers to the device; returns what it runs there: as it is served, by a
+        graph if there is one, and kernel by kernel."""
+        runner: Any = self.runner
+        if graphs := getattr(runner, "graphs", None):
+            bucket = graphs.find(rows)
+            if bucket is not None:
+                runner.send_decode(bucket, rows)
+                return partial(graphs.replay, bucket), partial(graphs.launch, bucket)
+        forward = partial(self.network.forward, runner.batch(rows), runner.cache)
+        return forward, forward
+
+    @contextmanager
+    def _without_layers(self) -> Iterator[None]:
+        """The network is embedding, last norm and head for a while."""
+        network: Any = self.network
+        layers, network.layers = network.layers, []
+        try:
+            yield
+        finally:
+            network.layers = layers
 
     def growth(self, lines: Sequence[StepLine]) -> Growth:
         """Returns how decode grows over the contexts of lines of one number of rows."""
@@ -211,27 +250,6 @@ class ModelBench:
         )
         forget = tuple(self.runner.slots)
         self.runner.execute(StepPlan(step=0, rows=(), prepare=Prepare(new), forget=forget))
-
-    def _outside(self, rows: int, steps: int) -> tuple[float, float | None]:
-        """Device seconds of embedding, last norm and head, and the sum of their kernels."""
-        if rows not in self._outside_s:
-            network: Any = self.network
-            layers = network.layers
-            some = tuple(
-                Row(slot=slot, start=0, count=1, sample="last", form="dense_mqa")
-                for slot in range(rows)
-            )
-            try:
-                network.layers = []
-
-                def compute() -> object:
-                    return Runner.compute(self.runner, some)
-
-                found = self._device_seconds(compute, steps), self._kernel_seconds(compute)
-            finally:
-                network.layers = layers
-            self._outside_s[rows] = found
-        return self._outside_s[rows]
 
     @torch.inference_mode()
     def _device_seconds(self, run: Callable[[], object], steps: int) -> float:

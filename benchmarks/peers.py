@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from benchmarks.step import prompt
+from benchmarks.step import drain, prompt
 from engine.checkpoint import load_weights
 from engine.loading import Replica
 from engine.model_config import ModelConfig
@@ -33,7 +33,7 @@ class ParityError(RuntimeError):
 
 
 class Generation(msgspec.Struct, frozen=True, kw_only=True):
-    """One implementation's times for a batch of equal prompts, medians, in seconds."""
+    """One implementation's times for a batch of prompts of one length, medians, in seconds."""
 
     who: str
     batch: int
@@ -41,7 +41,10 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     prefill_s: float
     """Until every sequence of the batch has its first token."""
     decode_step_s: float
-    """Between two tokens of every sequence."""
+    """Between two tokens of every sequence, all of which decode."""
+    prefill_runs_s: list[float]
+    decode_step_runs_s: list[float]
+    """Of every repeat, the median of its steps."""
 
     @property
     def tokens_per_s(self) -> float:
@@ -65,18 +68,24 @@ class Winnow:
         self.who, self.replica = who, replica
 
     def generate(self, prompts: list[list[int]], tokens: int, each_step: EachStep) -> None:
-        scheduler = Scheduler(self.replica.scheduler.config)
-        greedy = Sampling(max_tokens=tokens, temperature=0.0, ignore_eos=True)
+        """As Peer says. Prompts that others overtake in the prefill decode meanwhile, and go on
+        until the last has its tokens: from the first call on, every step has a row of each.
+
+        Raises RuntimeError when the replica is too small for what they decode meanwhile.
+        """
+        scheduler, runner = Scheduler(self.replica.scheduler.config), self.replica.runner
+        endless = Sampling(max_tokens=1 << 30, temperature=0.0, ignore_eos=True)
         for i, ids in enumerate(prompts):
-            scheduler.submit(str(i), ids, greedy)
+            scheduler.submit(str(i), ids, endless)
         answers: list[list[int]] = [[] for _ in prompts]
-        shown = 0
-        while scheduler.has_work:
-            for news in scheduler.commit(self.replica.runner.execute(scheduler.plan())):
-                answers[int(news.request_id)] += news.token_ids
-            while shown < min(map(len, answers)):
-                each_step([answer[shown] for answer in answers])
-                shown += 1
+        for shown in range(tokens):
+            while min(map(len, answers)) <= shown:
+                for news in scheduler.commit(runner.execute(scheduler.plan())):
+                    if news.finish is not None:
+                        raise RuntimeError(f"sequence {news.request_id} ended before the others")
+                    answers[int(news.request_id)] += news.token_ids
+            each_step([answer[shown] for answer in answers])
+        drain(scheduler, runner)
 
 
 class Transformers:
@@ -121,9 +130,11 @@ def _streamer(each_step: EachStep) -> Any:
     return Steps()
 
 
-def llama_cpp_found() -> bool:
-    """Whether llama-cpp-python and the gguf package, which writes its files, are installed."""
-    return all(importlib.util.find_spec(name) for name in ("llama_cpp", "gguf"))
+def llama_cpp_found(model: ModelConfig) -> bool:
+    """Whether llama-cpp-python and the gguf package, which writes its files, are installed, and
+    llama.cpp takes `model`: it ends the process where index heads are no multiple of 64 wide."""
+    installed = all(importlib.util.find_spec(name) for name in ("llama_cpp", "gguf"))
+    return installed and model.index_head_dim % 64 == 0
 
 
 def export_float32(folder: Path, target: Path) -> Path:
@@ -156,34 +167,43 @@ def compare(
     tokens: int,
     repeats: int,
 ) -> list[Generation]:
-    """Returns the times of all peers, in turns, after their greedy tokens were found equal.
+    """Returns the times of all peers, in turns, after their greedy tokens were found equal, those
+    of every batch and prompt before anything is timed.
 
-    Sequences that another one overtakes in Winnow's prefill (a step takes as many prompt tokens
-    as its budget) decode meanwhile; its prefill time is until all have their first token.
-    Raises ParityError naming the peer, the sequence and the first token that differs.
+    Raises ParityError naming the peer, the shape, the sequence and the first token that differs.
     """
+    shapes = [
+        [prompt(count, vocab_size, seed) for seed in range(batch)]
+        for count in prompt_tokens
+        for batch in batches
+    ]
+    for prompts in tqdm(shapes, desc="parity", leave=False):
+        ours, *others = [_steps(peer, prompts, tokens) for peer in peers]
+        for peer, theirs in zip(peers[1:], others, strict=True):
+            check_parity(ours, theirs, f"{peer.who}, {len(prompts)} x {len(prompts[0])}")
     found = []
-    for count in prompt_tokens:
-        for batch in batches:
-            prompts = [prompt(count, vocab_size, seed) for seed in range(batch)]
-            steps = [_steps(peer, prompts, tokens) for peer in peers]
-            for peer, theirs in zip(peers[1:], steps[1:], strict=True):
-                check_parity(steps[0], theirs, peer.who)
-            times: dict[str, list[list[float]]] = {peer.who: [] for peer in peers}
-            for _ in tqdm(range(repeats), desc=f"{batch} x {count}", leave=False):
-                for peer in peers:
-                    times[peer.who].append(_timed(peer, prompts, tokens))
-            for name, runs in times.items():
-                found.append(
-                    Generation(
-                        who=name,
-                        batch=batch,
-                        prompt_tokens=count,
-                        prefill_s=statistics.median(run[0] for run in runs),
-                        decode_step_s=statistics.median(statistics.median(run[1:]) for run in runs),
-                    )
-                )
+    for prompts in shapes:
+        batch, count = len(prompts), len(prompts[0])
+        runs: dict[str, list[list[float]]] = {peer.who: [] for peer in peers}
+        for _ in tqdm(range(repeats), desc=f"{batch} x {count}", leave=False):
+            for peer in peers:
+                runs[peer.who].append(_timed(peer, prompts, tokens))
+        found += [_summary(who, batch, count, times) for who, times in runs.items()]
     return found
+
+
+def _summary(who: str, batch: int, prompt_tokens: int, runs: list[list[float]]) -> Generation:
+    """runs: of every repeat, the prefill and the steps after it."""
+    prefills, steps = [run[0] for run in runs], [statistics.median(run[1:]) for run in runs]
+    return Generation(
+        who=who,
+        batch=batch,
+        prompt_tokens=prompt_tokens,
+        prefill_s=statistics.median(prefills),
+        decode_step_s=statistics.median(steps),
+        prefill_runs_s=prefills,
+        decode_step_runs_s=steps,
+    )
 
 
 def check_parity(ours: list[list[int]], theirs: list[list[int]], who: str) -> None:

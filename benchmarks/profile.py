@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import time
+
 import msgspec
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.step import Stopwatch
+
+BETWEEN = "between operators"
+"""What is left of the steps' wall time: Python, and the profiler's own work around operators."""
+PACKED_OPERAND = {"mkl::_mkl_linear": 1}
+"""Operators with an operand whose shape says nothing, and its place."""
 
 
 class OperatorTime(msgspec.Struct, frozen=True):
@@ -22,17 +29,30 @@ class OperatorTime(msgspec.Struct, frozen=True):
 
 
 def operators(watch: Stopwatch, steps: int, *, by_shape: bool = True) -> list[OperatorTime]:
-    """Runs `steps` steps under torch's profiler; returns the operators, dearest first."""
+    """Runs `steps` steps under torch's profiler, after one that is not counted.
+
+    Returns the operators, dearest first, and a last line for the time BETWEEN them.
+    """
+    watch.step()
     with profile(activities=[ProfilerActivity.CPU], record_shapes=by_shape) as recorded:
+        begin = time.perf_counter()
         for _ in range(steps):
             watch.step()
+        wall_us = (time.perf_counter() - begin) * 1e6 / steps
     found = [
         OperatorTime(
             event.key,
-            " ".join("x".join(map(str, s)) for s in event.input_shapes or () if s),
+            _shapes(event.key, event.input_shapes or []),
             event.count / steps,
             event.self_cpu_time_total / steps,
         )
         for event in recorded.key_averages(group_by_input_shape=by_shape)
     ]
-    return sorted(found, key=lambda operator: operator.self_us, reverse=True)
+    found.sort(key=lambda operator: operator.self_us, reverse=True)
+    between_us = wall_us - sum(operator.self_us for operator in found)
+    return [*found, OperatorTime(BETWEEN, "", 0, between_us)]
+
+
+def _shapes(name: str, shapes: list[list[int]]) -> str:
+    packed = PACKED_OPERAND.get(name)
+    return " ".join("x".join(map(str, s)) for i, s in enumerate(shapes) if s and i != packed)

@@ -8,7 +8,7 @@ import msgspec
 import torch
 from torch import Tensor
 
-from engine.cache import PagedCache
+from engine.cache import CacheLayout, PagedCache
 from engine.config import PAGE_TOKENS, ConfigError
 from engine.hub import EMBEDDED_MODEL
 from engine.model import DeepseekV32, Network
@@ -74,6 +74,23 @@ def model_config(config: Config, layers: int, device: torch.device) -> ModelConf
                 "steps need a fifth of it; take fewer --layers"
             )
     return model
+
+
+def check_memory(model: ModelConfig, layout: CacheLayout, pages: int, device: torch.device) -> None:
+    """Raises ConfigError, with the numbers, where weights and pages leave steps no room."""
+    if device.type != "cuda":
+        return
+    stored = msgspec.structs.replace(model, quantization=Fp8())
+    weight_bytes = held_bytes(stored, compute_bytes=2, keep_fp8=True)
+    page_bytes = pages * layout.page_bytes(model)
+    total = torch.cuda.mem_get_info(device)[1]
+    if weight_bytes + page_bytes > 0.9 * total:
+        raise ConfigError(
+            f"{model.num_hidden_layers} layers take {weight_bytes / 2**30:.1f} GiB and {pages:,} "
+            f"pages of {PAGE_TOKENS} tokens {page_bytes / 2**30:.1f} GiB; "
+            f"{torch.cuda.get_device_name(device)} has {total / 2**30:.1f} GiB, and steps need a "
+            "tenth of it; take fewer --layers, --batch or --context"
+        )
 
 
 def random_weights(model: ModelConfig, device: torch.device, *, fp8: bool) -> dict[str, Tensor]:

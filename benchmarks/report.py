@@ -7,7 +7,6 @@ import os
 import platform
 import subprocess
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 import msgspec
@@ -30,7 +29,8 @@ class Machine(msgspec.Struct, frozen=True):
 
 
 def machine(packages: Sequence[str] = ("torch",), *, threads: int | None = None) -> Machine:
-    """Describes this machine, the torch threads (of this process) and the installed `packages`."""
+    """Describes this machine, the torch threads (of this process) and those of `packages` that
+    are installed, by the names they are installed under."""
     return Machine(
         processor=_processor(),
         cores=os.cpu_count() or 1,
@@ -38,9 +38,16 @@ def machine(packages: Sequence[str] = ("torch",), *, threads: int | None = None)
         load_average=os.getloadavg()[0],
         system=platform.platform(),
         python=platform.python_version(),
-        versions={name: importlib.metadata.version(name) for name in packages if find_spec(name)},
+        versions={name: version for name in packages if (version := _version(name))},
         commit=_commit(),
     )
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 def _processor() -> str:

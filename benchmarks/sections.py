@@ -18,10 +18,12 @@ from benchmarks.step import (
     Clock,
     StepTimes,
     decode_stopwatch,
+    drain,
     load,
     measure_decode,
     measure_prefill,
 )
+from engine.config import EngineConfig
 from engine.model_config import ModelConfig
 from scheduler.request import Sampling
 
@@ -73,7 +75,7 @@ def steps(
                 endless = Sampling(max_tokens=1 << 30, temperature=0.0, ignore_eos=True)
                 watch = decode_stopwatch(replica, **shape, sampling=endless)
                 dearest = operators(watch, PROFILED_STEPS)
-                replica.runner.slots.clear()
+                drain(watch.scheduler, watch.runner)
             lines.append(StepLine(batch, context, times, prefill_s, dearest))
     text = [f"{clock} time, ms; a step is forward + outside", _step_table(lines)]
     for line in lines:
@@ -107,7 +109,7 @@ def _operator_table(dearest: list[OperatorTime], top: int) -> str:
     calls = sum(operator.calls for operator in dearest)
     rows = [
         [o.name, o.shapes[:60], f"{o.calls:.0f}", f"{o.self_us:.0f}", f"{o.self_us / total:.1%}"]
-        for o in dearest[:top]
+        for o in [*dearest[:-1][:top], dearest[-1]]  # the last is what lies between operators
     ]
     rows.append(["all", "", f"{calls:.0f}", f"{total:.0f}", "100.0%"])
     return table(["operator", "shapes", "calls", "us", "share"], rows)
@@ -118,15 +120,19 @@ def line_up(
 ) -> list[peers.Peer]:
     """Returns Winnow, Winnow with --batch-invariant, transformers, and llama.cpp when installed.
 
-    exported: `folder` as `export_float32` writes it. Each takes `sequences` of `tokens` tokens.
+    exported: `folder` as `export_float32` writes it. Each takes `sequences` of `tokens` tokens;
+    Winnow's also what they decode while others' prompts take a step for every few tokens.
     """
-    replicas = {
-        name: load(folder, sequences=sequences, tokens=tokens, threads=threads, **how, **settings)
-        for name, how in (("winnow", {}), ("winnow, batch-invariant", {"batch_invariant": True}))
-    }
-    found: list[peers.Peer] = [peers.Winnow(name, replica) for name, replica in replicas.items()]
-    found.append(peers.Transformers(exported))
-    if peers.llama_cpp_found():
+    ahead = sequences * -(-tokens // EngineConfig().prefill_floor_tokens)
+    room: dict[str, Any] = {"sequences": sequences, "tokens": tokens + ahead, "threads": threads}
+    found: list[peers.Peer] = [
+        peers.Winnow("winnow", load(folder, **room, **settings)),
+        peers.Winnow(
+            "winnow, batch-invariant", load(folder, **room, **settings, batch_invariant=True)
+        ),
+        peers.Transformers(exported),
+    ]
+    if peers.llama_cpp_found(ModelConfig.from_folder(exported)):
         from benchmarks.llama_cpp import LlamaCpp
 
         found.append(LlamaCpp(exported, sequences=sequences, tokens=tokens, threads=threads))
@@ -171,11 +177,13 @@ def generation(
                 milliseconds(g.prefill_s),
                 f"{g.prefill_s / own.prefill_s:.2f}x",
                 milliseconds(g.decode_step_s),
+                " to ".join(milliseconds(end(g.decode_step_runs_s)) for end in (min, max)),
                 f"{g.tokens_per_s:.0f}",
                 f"{g.decode_step_s / own.decode_step_s:.2f}x",
             ]
         )
-    header = ["batch x prompt", "prefill, ms", "winnow's", "decode step, ms", "tokens/s"]
+    header = ["batch x prompt", "prefill, ms", "winnow's", "decode step, ms", "of all repeats"]
+    header.append("tokens/s")
     text = "Greedy tokens were equal.\n\n" + table([*header, "winnow's"], rows)
     return Section("Generation", text, found)
 
@@ -201,34 +209,41 @@ def over_http(
             servers.append(("transformers serve", theirs, command, "/health"))
         for who, served, command, ready in servers:
             name = served.resolve().name if who == "winnow" else str(served)
+            news = serving.messages(served, prompt_tokens)
             with serving.server(command, ready, threads=threads) as address:
                 for count in clients:
-                    times = serving.measure(
-                        who,
-                        address,
-                        name,
-                        served,
-                        clients=count,
-                        requests=requests,
-                        prompt_tokens=prompt_tokens,
-                        tokens=tokens,
+                    shape = {"clients": count, "requests": requests, "tokens": tokens}
+                    found.append(
+                        serving.measure(
+                            who, address, name, news, prompt_tokens=prompt_tokens, **shape
+                        )
                     )
-                    found.append(times)
+    ours = {one.clients: one for one in found if one.who == "winnow"}
     rows = [
-        [
-            f"{one.clients} clients, {one.who}",
-            milliseconds(one.first_token_p50_s),
-            milliseconds(one.first_token_max_s),
-            f"{one.tokens_per_s:.0f}",
-        ]
-        for one in sorted(found, key=lambda one: one.clients)
+        _serving_row(one, ours[one.clients]) for one in sorted(found, key=lambda one: one.clients)
     ]
     text = (
         f"Messages of {prompt_tokens} tokens, answers of up to {tokens}, {requests} requests a "
-        "client; all clients start together.\n\n"
+        "client. All clients start together: their first requests are the burst.\n\n"
     )
-    header = ["", "first token p50, ms", "max, ms", "tokens/s"]
+    header = ["", "first token in the burst, p50, ms", "winnow's", "max, ms", "winnow's"]
+    header += ["later, p50, ms", "winnow's", "tokens/s", "winnow's"]
     return Section("Over HTTP", text + table(header, rows), found)
+
+
+def _serving_row(one: serving.ServingTimes, ours: serving.ServingTimes) -> list[str]:
+    row = [f"{one.clients} clients, {one.who}"]
+    for theirs_s, own_s in (
+        (one.burst_p50_s, ours.burst_p50_s),
+        (one.burst_max_s, ours.burst_max_s),
+        (one.later_p50_s, ours.later_p50_s),
+    ):
+        if theirs_s is None or own_s is None:
+            row += ["", ""]
+        else:
+            row += [milliseconds(theirs_s), f"{theirs_s / own_s:.2f}x"]
+    speed = one.tokens_per_s
+    return [*row, f"{speed:.0f}", f"{speed / ours.tokens_per_s:.2f}x"]
 
 
 def over_context(
@@ -243,26 +258,9 @@ def over_context(
 ) -> Section:
     """The decode step of one sequence as its context grows, sparse and dense."""
     found = contexts.over_context(folder, context_tokens, steps=count, clock=clock, **settings)
-    step_s = {(one.attention, one.context): one.step_s for one in found}
-    first = context_tokens[0]
-    rows = [
-        [
-            f"{context:,}",
-            *(
-                text
-                for kind in contexts.KINDS
-                for text in (
-                    milliseconds(step_s[kind, context]),
-                    f"{step_s[kind, context] / step_s[kind, first]:.2f}x",
-                )
-            ),
-        ]
-        for context in context_tokens
-    ]
     if plot:
         contexts.plot(found, plot, caption)
-    header = ["context", "sparse, ms", "growth", "dense, ms", "growth"]
-    return Section("A decode step over the context", table(header, rows), found)
+    return Section("A decode step over the context", contexts.growth_table(found), found)
 
 
 def over_forms(

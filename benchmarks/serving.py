@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from threading import Barrier
 
@@ -20,11 +21,20 @@ import httpx
 import msgspec
 from tokenizers import Tokenizer
 
+from api.chat.markers import ASSISTANT, BOS, THINK_END, USER
 from benchmarks.step import prompt
 
 START_LIMIT_S = 300.0
-CHAT_TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
-"""For servers that need one in the checkpoint; ours has DeepSeek's format built in."""
+CHAT_TEMPLATE = (
+    f"{BOS}{{% for message in messages %}}"
+    f"{USER}{{{{ message.content }}}}{ASSISTANT}{THINK_END}"
+    "{% endfor %}"
+)
+"""DeepSeek's format of a message, for servers that need one in the checkpoint; built into ours."""
+
+
+class ServingError(RuntimeError):
+    """A server did not start, or did not answer as it was asked to."""
 
 
 class ServingTimes(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,8 +44,11 @@ class ServingTimes(msgspec.Struct, frozen=True, kw_only=True):
     clients: int
     prompt_tokens: int
     """Of the message, without the server's chat format."""
-    first_token_p50_s: float
-    first_token_max_s: float
+    burst_p50_s: float
+    """Until the first token of the clients' first requests, which start together."""
+    burst_max_s: float
+    later_p50_s: float | None
+    """Until the first token of the requests after them; None where there are none."""
     tokens_per_s: float
     """Of all clients together."""
 
@@ -44,7 +57,7 @@ class ServingTimes(msgspec.Struct, frozen=True, kw_only=True):
 def server(command: list[str], ready: str, *, threads: int) -> Iterator[str]:
     """Runs `command`, with {port} filled in, until the block ends; yields its address.
 
-    ready: the path that answers 200 when the model is loaded. Raises RuntimeError with the end of
+    ready: the path that answers 200 when the model is loaded. Raises ServingError with the end of
     the server's output when it stops or is not ready in START_LIMIT_S.
     """
     with socket.socket() as free:
@@ -60,7 +73,7 @@ def server(command: list[str], ready: str, *, threads: int) -> Iterator[str]:
             while not _answers(address + ready):
                 if process.poll() is not None or time.monotonic() > limit:
                     log.seek(0)
-                    raise RuntimeError(f"{command[0]} is not ready:\n{log.read()[-2000:]}")
+                    raise ServingError(f"{command[0]} is not ready:\n{log.read()[-2000:]}")
                 time.sleep(0.2)
             yield address
         finally:
@@ -93,11 +106,23 @@ def add_chat_template(folder: Path) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | {"chat_template": CHAT_TEMPLATE}))
 
 
+def messages(folder: Path, tokens: int) -> Iterator[str]:
+    """Yields messages without end, each another one, of exactly `tokens` tokens of the folder's
+    tokenizer: random ids as text, which is cut, since encoding it again takes more of them."""
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    for seed in count():
+        text = tokenizer.decode(prompt(tokens, tokenizer.get_vocab_size(), seed))
+        while len(ids := tokenizer.encode(text, add_special_tokens=False)) > tokens:
+            text = text[: min(ids.offsets[tokens][0], len(text) - 1)]
+        if len(ids) == tokens:
+            yield text
+
+
 def measure(
     who: str,
     address: str,
     model: str,
-    folder: Path,
+    news: Iterator[str],
     *,
     clients: int,
     requests: int,
@@ -106,38 +131,33 @@ def measure(
 ) -> ServingTimes:
     """Returns the times of `clients` clients that start together and send `requests` each.
 
-    Every message is another one, so that no cached prefix helps. One request before is not counted.
+    news: messages that the server has not seen, so that no cached prefix helps. One request
+    before is not counted.
     """
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    vocab = tokenizer.get_vocab_size()
+    ready = Barrier(clients)
 
-    def message(number: int) -> str:
-        text: str = tokenizer.decode(prompt(prompt_tokens, vocab, number))
-        return text
-
-    start = Barrier(clients)
-
-    def client(number: int) -> list[tuple[float, int]]:
+    def client(texts: list[str]) -> list[tuple[float, int]]:
         with httpx.Client(timeout=600) as http:
-            start.wait()
-            return [
-                _request(http, address, model, message(1 + number * requests + i), tokens)
-                for i in range(requests)
-            ]
+            ready.wait()
+            return [_request(http, address, model, text, tokens) for text in texts]
 
     with httpx.Client(timeout=600) as http:
-        _request(http, address, model, message(0), tokens)
+        _request(http, address, model, next(news), tokens)
+    texts = [[next(news) for _ in range(requests)] for _ in range(clients)]
     begin = time.perf_counter()
     with ThreadPoolExecutor(clients) as pool:
-        answers = [one for each in pool.map(client, range(clients)) for one in each]
+        answers = list(pool.map(client, texts))
     seconds = time.perf_counter() - begin
+    burst = [each[0][0] for each in answers]
+    later = [first for each in answers for first, _ in each[1:]]
     return ServingTimes(
         who=who,
         clients=clients,
         prompt_tokens=prompt_tokens,
-        first_token_p50_s=statistics.median(first for first, _ in answers),
-        first_token_max_s=max(first for first, _ in answers),
-        tokens_per_s=sum(count for _, count in answers) / seconds,
+        burst_p50_s=statistics.median(burst),
+        burst_max_s=max(burst),
+        later_p50_s=statistics.median(later) if later else None,
+        tokens_per_s=sum(made for each in answers for _, made in each) / seconds,
     )
 
 
@@ -147,6 +167,7 @@ def _request(
     """Streams one answer; returns the seconds to its first text and its tokens.
 
     Tokens as the server counts them; a server that does not say gets one for each piece of text.
+    Raises ServingError for a refusal and for an answer without text.
     """
     body = {
         "model": model,
@@ -160,7 +181,7 @@ def _request(
     begin = time.perf_counter()
     with http.stream("POST", f"{address}/v1/chat/completions", json=body) as response:
         if response.status_code != 200:
-            raise RuntimeError(f"{address} answered {response.status_code}: {response.read()!r}")
+            raise ServingError(f"{address} answered {response.status_code}: {response.read()!r}")
         for line in response.iter_lines():
             if not line.startswith("data: {"):
                 continue
@@ -171,4 +192,6 @@ def _request(
                 if any(delta.get(field) for field in ("content", "reasoning_content")):
                     first = first or time.perf_counter() - begin
                     pieces += 1
-    return first or time.perf_counter() - begin, pieces if counted is None else counted
+    if not pieces:
+        raise ServingError(f"{address} answered without any text, {counted or 0} tokens")
+    return first, pieces if counted is None else counted

@@ -199,7 +199,7 @@ def measure_decode(
             if i == warm_up:
                 watch.steps.clear()
             watch.step()
-    _drain(watch)
+    drain(watch.scheduler, watch.runner)
     return watch.times()
 
 
@@ -231,9 +231,9 @@ def measure_prefill(
     return statistics.median(times[1:])
 
 
-def _drain(watch: Stopwatch) -> None:
+def drain(scheduler: Scheduler, runner: Runner) -> None:
     """Ends every sequence, so that the replica can be used again."""
-    for sequence in list(watch.scheduler.running):
-        watch.scheduler.abort(sequence.request_id)
-    while watch.scheduler.has_work:
-        watch.scheduler.commit(watch.runner.execute(watch.scheduler.plan()))
+    for sequence in list(scheduler.running):
+        scheduler.abort(sequence.request_id)
+    while scheduler.has_work:
+        scheduler.commit(runner.execute(scheduler.plan()))

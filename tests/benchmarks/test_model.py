@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import msgspec
 import pytest
 import torch
 
 from benchmarks.cli import main
-from benchmarks.model import run
-from benchmarks.random_model import FULL, model_config, random_weights
+from benchmarks.model import ModelBench, run
+from benchmarks.random_model import FULL, check_memory, model_config, random_weights
 from cost_model.shape import V32
+from engine.cache import CacheLayout
 from engine.config import ConfigError
 from engine.tensors import expected_tensors
+from scheduler.plan import Row
 
 CPU = torch.device("cpu")
 
@@ -55,6 +59,86 @@ def test_what_cannot_run_is_refused_with_the_numbers(monkeypatch: pytest.MonkeyP
     assert model_config("v3.2", 6, cuda).first_k_dense_replace == 3
     with pytest.raises(ConfigError, match=r"61 layers take 62\d\.\d GiB; NVIDIA H200 has 140.0"):
         model_config("v3.2", 61, cuda)
+
+
+def test_pages_are_counted_before_anything_is_made(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "NVIDIA H100")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (0, 80 * 2**30))
+    arguments = "--layers 6 --batch 1 64 --context 131072 --chunk 64 --steps 10"
+    assert main(["model", *arguments.split()]) == 2
+    # 64 sequences of 131,136 tokens; a token takes 6 * (656 + 132) bytes.
+    error = capsys.readouterr().err
+    assert "6 layers take 39.1 GiB and 131,136 pages of 64 tokens 37.0 GiB" in error
+    assert "NVIDIA H100 has 80.0 GiB" in error and "--batch or --context" in error
+    cuda, layout = torch.device("cuda"), CacheLayout("fp8", "fp8")
+    model = model_config("v3.2", 6, cuda)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (0, 140 * 2**30))
+    check_memory(model, layout, 131_136, cuda)
+
+
+class Device:
+    """A GPU whose kernels take known times, and a network and graphs that run on it.
+
+    Launched by itself, a kernel costs the time of its launch, too: more than embedding and head.
+    """
+
+    embedding_and_head_s, layer_kernels_s, layer_gaps_s = 0.5, 3.0, 0.25
+    launches_s = 20.0
+
+    def __init__(self) -> None:
+        self.layers = [object()] * 4
+        self.waited_s = self.busy_s = 0.0
+
+    def launch(self, *_: object) -> None:
+        kernels_s = self.embedding_and_head_s + len(self.layers) * self.layer_kernels_s
+        self.busy_s += kernels_s
+        self.waited_s += self.launches_s + kernels_s
+
+    forward = launch
+
+    def replay(self, _: object) -> None:
+        kernels_s = self.embedding_and_head_s + 4 * self.layer_kernels_s
+        self.busy_s += kernels_s
+        self.waited_s += kernels_s + 4 * self.layer_gaps_s
+
+    def find(self, rows: tuple[Row, ...]) -> str | None:
+        return "bucket" if all(row.count == 1 for row in rows) else None
+
+
+class OnDevice(ModelBench):
+    """Times by the device's own clock."""
+
+    def __init__(self, device: Device) -> None:
+        self.model, self.network = model_config("tiny", 4, CPU), device  # type: ignore[assignment]
+        self.clock = device
+        self.runner = mock.Mock(graphs=device)
+
+    def _device_seconds(self, run: Callable[[], object], steps: int) -> float:
+        before = self.clock.waited_s
+        run()
+        return self.clock.waited_s - before
+
+    def _kernel_seconds(self, run: Callable[[], object]) -> float | None:
+        before = self.clock.busy_s
+        run()
+        return self.clock.busy_s - before
+
+
+def test_a_layer_is_what_a_graph_takes_without_embedding_and_head() -> None:
+    """Launches of what stands outside the layers, which the graph has not, are not subtracted."""
+    device = Device()
+    bench = OnDevice(device)
+    decode = Row(slot=0, start=9, count=1, sample="last", form="mqa")
+    assert bench.layer_seconds((decode,), 3) == (3.25, 3.0)
+    assert len(device.layers) == 4, "it has its layers again"
+
+
+def test_without_a_graph_a_layer_bears_the_launches() -> None:
+    prefill = Row(slot=0, start=0, count=8, sample="last", form="mha")
+    assert OnDevice(Device()).layer_seconds((prefill,), 3) == (3.0 + 20.0 / 4, 3.0)
 
 
 def test_random_weights_are_a_checkpoint() -> None:

@@ -18,7 +18,8 @@ def test_milliseconds_keep_the_digits_that_matter() -> None:
 
 
 def test_the_machine_is_described_with_versions() -> None:
-    here = machine(("torch", "msgspec"))
+    here = machine(("torch", "huggingface_hub", "not-installed"))
+    assert set(here.versions) == {"torch", "huggingface_hub"}
     assert here.cores >= 1 and here.threads >= 1
     assert f"torch {here.versions['torch']}" in describe(here)
     assert json.loads(msgspec.json.encode(here))["versions"] == here.versions

@@ -3,9 +3,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from benchmarks.checkpoint import MID_CONFIG, write_checkpoint
-from benchmarks.profile import operators
+from benchmarks.profile import BETWEEN, _shapes, operators
 from benchmarks.step import Stopwatch, decode_stopwatch, load, measure_decode, measure_prefill
 from engine.model_config import ModelConfig
 from scheduler.request import Sampling
@@ -27,6 +28,10 @@ def test_the_mid_checkpoint_has_the_size_peers_were_measured_with(tmp_path: Path
     first, second = (file.read_bytes() for file in files)
     assert first == second, "the same seed gives the same bytes"
     assert 15.7e6 < len(first) / 4 < 15.9e6
+    head = load_file(files[0].parent / "model.safetensors")["lm_head.weight"]
+    silent = head.abs().sum(1) == 0
+    assert silent[:7].all() and silent[3072:].all(), "control tokens, and ids without a token"
+    assert silent.sum() < 1300
 
 
 def test_decode_is_measured_at_the_context_asked_for(folder: Path) -> None:
@@ -78,7 +83,16 @@ def test_a_context_beyond_the_replica_is_an_error(folder: Path) -> None:
 def test_the_profile_lists_the_operators_of_a_step(folder: Path) -> None:
     replica = load(folder, sequences=1, tokens=200)
     watch = decode_stopwatch(replica, batch=1, context=100, clock="wall", sampling=GREEDY)
-    found = operators(watch, 2)
+    *found, between = operators(watch, 2)
     assert found == sorted(found, key=lambda operator: -operator.self_us)
     products = [o for o in found if o.name == "aten::bmm"]
     assert products and all(o.calls >= 1 and o.shapes for o in products)
+    assert (between.name, between.calls) == (BETWEEN, 0)
+    assert between.self_us > 0, "Python runs between operators"
+    assert len(watch.steps) == 3, "one before, that is not counted"
+
+
+def test_the_profile_leaves_out_the_shape_of_packed_weights() -> None:
+    shapes = [[1, 1024], [2310369, 1], [256, 1024], []]
+    assert _shapes("mkl::_mkl_linear", shapes) == "1x1024 256x1024"
+    assert _shapes("aten::bmm", shapes) == "1x1024 2310369x1 256x1024"
