@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Callable, Coroutine, Iterable, Iterator
-from typing import Any, BinaryIO, Literal, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import msgspec
 
@@ -27,7 +27,7 @@ from api.chat_turn import ChatTurn
 from api.completions.request import CompletionRequest
 from api.completions.response import completion
 from api.completions.schema import TextCompletion
-from api.errors import ApiError, ErrorBody, from_validation
+from api.errors import ApiError, ErrorBody, from_validation, invalid
 from api.response import ChatCompletion
 from api.responses.request import name_as_sent, read_responses_request
 from api.responses.response import ResponseTurn
@@ -84,7 +84,7 @@ ROUTES = {
 class BatchRequest(msgspec.Struct, frozen=True):
     custom_id: str
     body: msgspec.Raw
-    method: Literal["POST"] = "POST"
+    method: str = "POST"
     url: str = "/v1/chat/completions"
 
 
@@ -128,12 +128,13 @@ async def run_batch(
     """
     counts = BatchCounts()
     deaths: list[ApiError] = []
+    seen: dict[str, int] = {}
     numbered = _not_blank(lines)
 
     async def work() -> None:
         for number, line in numbered:
             try:
-                result = await _answer(service, number, line)
+                result = await _answer(service, number, line, seen)
             except ApiError as death:
                 deaths.append(death)
                 return
@@ -156,7 +157,23 @@ def _not_blank(lines: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
     return ((number, line) for number, line in enumerate(lines, 1) if line.strip())
 
 
-async def _answer(service: ChatService, number: int, line: bytes) -> BatchResult:
+def _fault(request: BatchRequest, number: int, seen: dict[str, int]) -> BatchError | None:
+    """What keeps a request from being started; seen: custom_id -> the line that had it first."""
+    if request.method != "POST":
+        message = f"line {number}: method must be POST, not {request.method!r}"
+        return BatchError("invalid_method", message)
+    if request.url not in ROUTES:
+        message = f"line {number}: url must be one of {', '.join(ROUTES)}, not {request.url!r}"
+        return BatchError("invalid_url", message)
+    if (first := seen.setdefault(request.custom_id, number)) != number:
+        message = f"line {number}: custom_id {request.custom_id!r} is that of line {first}"
+        return BatchError("duplicate_custom_id", message)
+    return None
+
+
+async def _answer(
+    service: ChatService, number: int, line: bytes, seen: dict[str, int]
+) -> BatchResult:
     result_id = f"batch_req_{secrets.token_hex(12)}"
     try:
         request = msgspec.json.decode(line, type=BatchRequest)
@@ -164,10 +181,10 @@ async def _answer(service: ChatService, number: int, line: bytes) -> BatchResult
         return _bad_line(result_id, number, from_validation(error).message)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         return _bad_line(result_id, number, f"not valid JSON: {error}")
-    route = ROUTES.get(request.url)
-    if route is None:
-        message = f"line {number}: url must be one of {', '.join(ROUTES)}, not {request.url!r}"
-        return BatchResult(result_id, request.custom_id, None, BatchError("invalid_url", message))
+    fault = _fault(request, number, seen)
+    if fault is not None:
+        return BatchResult(result_id, request.custom_id, None, fault)
+    route = ROUTES[request.url]
     request_id = result_id
     answer: Answer | ErrorBody | MessagesError
     try:
@@ -175,7 +192,7 @@ async def _answer(service: ChatService, number: int, line: bytes) -> BatchResult
         request_id = turn.id
         async with turn:
             if turn.request.stream:
-                raise ApiError(400, "A batch request cannot stream.", param="stream")
+                raise invalid("A batch request cannot stream.", "stream")
             answer = await route.answer(turn)
         status = 200
     except ApiError as error:

@@ -292,11 +292,11 @@ class ChatService:
         check_thinking(self.facts.profile, request.thinking, "thinking")
         if len(request.messages) > self.facts.max_model_len:
             raise self._too_long(f"at least {len(request.messages)}", "messages")
-        characters = sum(_characters(message) for message in request.messages)
-        too_long = characters > self.facts.max_model_len * self._longest_token_bytes
+        size_bytes = sum(map(_text_bytes, request.messages))
+        too_long = size_bytes > self.facts.max_model_len * self._longest_token_bytes
         if too_long and request.context_management is None:
             # A megabyte too long need not be tokenised to be refused.
-            at_least = characters // self._longest_token_bytes
+            at_least = size_bytes // self._longest_token_bytes
             raise self._too_long(f"at least {at_least}", "messages")
         at_least = len(msgspec.json.encode(request.functions)) // self._longest_token_bytes
         if at_least > self.facts.max_model_len:
@@ -338,8 +338,10 @@ class ChatService:
         Raises ApiError(400) that names `param`, also for a text that is certainly too long: it need
         not be tokenised for that.
         """
-        if len(text) > self.facts.max_model_len * self._longest_token_bytes:
-            raise self._too_long(f"at least {len(text) // self._longest_token_bytes}", param)
+        # Token ids are no text, but as many of them as bytes are too many, too.
+        size_bytes = _utf8_bytes(text) if isinstance(text, str) else len(text)
+        if size_bytes > self.facts.max_model_len * self._longest_token_bytes:
+            raise self._too_long(f"at least {size_bytes // self._longest_token_bytes}", param)
         try:
             return self._encoder.encode_raw(text, bos=bos)
         except PromptError as error:
@@ -382,7 +384,12 @@ def owner_of(caller: Caller, request: ChatRequest) -> str:
     return f"{len(tenant)}:{tenant}{caller.cache_salt(request)}"
 
 
-def _characters(message: Message) -> int:
-    """Characters of a message that reach the prompt in every turn; reasoning may be dropped."""
-    calls = sum(len(call.name) + len(call.arguments) for call in message.tool_calls)
-    return len(message.content) + calls
+def _text_bytes(message: Message) -> int:
+    """Bytes of a message that reach the prompt in every turn; reasoning may be dropped."""
+    calls = sum(_utf8_bytes(call.name + call.arguments) for call in message.tool_calls)
+    return _utf8_bytes(message.content) + calls
+
+
+def _utf8_bytes(text: str) -> int:
+    """Its length in UTF-8; an unpaired surrogate, which is refused later, counts as its escape."""
+    return len(text) if text.isascii() else len(text.encode(errors="backslashreplace"))

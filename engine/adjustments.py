@@ -13,7 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from engine.sampler_state import SamplerState, SlotTensors, brought
+from engine.sampler_state import SamplerState, SlotTensors
+from engine.transfer import brought
 
 _Found = tuple[int, SlotTensors]
 """The place of a row, and what it brings."""

@@ -38,6 +38,22 @@ class PromptRefused(ValueError):
     """A prompt that cannot run; the message gives its number and the reason."""
 
 
+def check_ranges(sampling: Sampling) -> None:
+    """Raises ValueError naming a field that is out of its range, with the value and the range."""
+    for name, allowed, fits in (
+        ("max_tokens", "at least 1", sampling.max_tokens >= 1),
+        ("temperature", "0 to 2", 0 <= sampling.temperature <= 2),
+        ("top_p", "above 0, at most 1", 0 < sampling.top_p <= 1),
+        ("top_k", "at least 0", sampling.top_k >= 0),
+        ("min_p", "0 to 1", 0 <= sampling.min_p <= 1),
+        ("frequency_penalty", "-2 to 2", -2 <= sampling.frequency_penalty <= 2),
+        ("presence_penalty", "-2 to 2", -2 <= sampling.presence_penalty <= 2),
+        ("repetition_penalty", "above 0, at most 2", 0 < sampling.repetition_penalty <= 2),
+    ):
+        if not fits:
+            raise ValueError(f"{name} is {getattr(sampling, name)}; allowed: {allowed}")
+
+
 class LLM:
     """A replica without a server: same scheduler, same runner, same results.
 
@@ -55,23 +71,31 @@ class LLM:
     def generate(
         self,
         prompts: Sequence[str | list[int]],
-        sampling: Sampling | Sequence[Sampling],
+        sampling: Sampling | Sequence[Sampling] | None = None,
         *,
         progress: bool = False,
     ) -> list[Completion]:
         """Returns one completion per prompt, in order; prompts are text or token ids.
 
-        Text is encoded as it stands, special tokens included. Before anything runs it raises
-        PromptRefused if a prompt does not fit the window or the vocabulary, ValueError if
-        there are not as many samplings as prompts.
+        Text is encoded as it stands, special tokens included. sampling: one for all or one for
+        each; None: the checkpoint's own temperature and top_p, up to the end of the window. Before
+        anything runs it raises PromptRefused if a prompt does not fit the window or the vocabulary,
+        ValueError if there are not as many samplings as prompts or a field of one is out of range,
+        TypeError for prompts that are one string.
         """
+        if isinstance(prompts, str):
+            raise TypeError("prompts is one string; it must be a sequence of prompts")
         ids = [
             self.tokenizer.encode(p, add_special_tokens=False).ids if isinstance(p, str) else p
             for p in prompts
         ]
+        if sampling is None:
+            sampling = self._default_sampling()
         samplings = [sampling] * len(ids) if isinstance(sampling, Sampling) else list(sampling)
         if len(samplings) != len(ids):
             raise ValueError(f"{len(samplings)} samplings for {len(ids)} prompts")
+        for one in samplings:
+            check_ranges(one)
         self._check(ids)
         completions = [Completion(p, [], "", "error", []) for p in ids]
         try:
@@ -85,6 +109,16 @@ class LLM:
         for completion in completions:
             completion.text = self.tokenizer.decode(completion.token_ids)
         return completions
+
+    def _default_sampling(self) -> Sampling:
+        """What generation_config.json asks for, as the server does where a request is silent."""
+        wishes = {
+            name: wish
+            for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+            if (wish := getattr(self.replica.defaults, name)) is not None
+        }
+        longest = self.replica.defaults.max_new_tokens or self._scheduler.config.max_model_len
+        return Sampling(max_tokens=longest, **wishes)
 
     def _check(self, prompts: list[list[int]]) -> None:
         window, vocab = self._scheduler.config.max_model_len, self.replica.model.vocab_size

@@ -22,6 +22,7 @@ from engine.model import Network
 from engine.sampler import NO_TOKEN, Draw, draw, logprobs_of, logprobs_of_known, sample
 from engine.sampler_state import SamplerState
 from engine.token_masks import TokenMasks
+from engine.transfer import brought
 from scheduler.logprobs import TokenLogprobs
 from scheduler.plan import Row, StepPlan, StepResult
 
@@ -125,13 +126,13 @@ class Runner:
 
     def compute(self, rows: tuple[Row, ...]) -> Tensor:
         """Returns the logits [S, vocab] of the rows that sample; the cache takes all rows in."""
-        return self.model.forward(self._batch(rows), self.cache, self.probe)
+        return self.model.forward(self.batch(rows), self.cache, self.probe)
 
     def _compute_scores(
         self, rows: tuple[Row, ...]
     ) -> tuple[Tensor, dict[int, list[TokenLogprobs]]]:
         """Returns what `compute` returns, and StepResult.prompt_logprobs."""
-        hidden = self.model.hidden(self._batch(rows), self.cache, self.probe)
+        hidden = self.model.hidden(self.batch(rows), self.cache, self.probe)
         sampled: list[int] = []
         scores: dict[int, list[TokenLogprobs]] = {}
         place = 0
@@ -147,7 +148,7 @@ class Runner:
             if self._samples(row):
                 sampled.append(end - 1)
             place = end
-        return self.model.logits(hidden[sampled]), scores
+        return self.model.logits(hidden.index_select(0, self._ints(sampled))), scores
 
     def _samples(self, row: Row) -> bool:
         """Whether a token is sampled behind the row."""
@@ -172,8 +173,9 @@ class Runner:
             source, target = zip(*((m.source, m.target) for m in plan.prepare.copies), strict=True)
             self.cache.copy_pages(self._ints(source), self._ints(target))
 
-    def _ints(self, values: object) -> Tensor:
-        return torch.tensor(values, dtype=torch.int64, device=self.device)
+    def _ints(self, values: Sequence[int]) -> Tensor:
+        """The values [n] int64 on the device; does not wait for it."""
+        return brought(torch.tensor(values, dtype=torch.int64), self.device)
 
     def _flat(self, rows: Sequence[Row]) -> FlatRows:
         """The tokens of the rows, one after another."""
@@ -201,7 +203,8 @@ class Runner:
                 sampled += range(len(token_ids) - wanted_logits(row), len(token_ids))
         return FlatRows(token_ids, positions, slots, sampled, first)
 
-    def _batch(self, rows: tuple[Row, ...]) -> Batch:
+    def batch(self, rows: tuple[Row, ...]) -> Batch:
+        """Returns the rows as a batch, its integers on their way to the device."""
         token_ids, positions, slots, sampled, first = self._flat(rows)
         # One tensor for all: the cost of making one hardly depends on its length.
         count = len(token_ids)

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from engine.adjustments import adjust, restrict
-from engine.sampler_state import SamplerState, brought
+from engine.sampler_state import SamplerState
 from engine.token_masks import AllowedTokens
+from engine.transfer import brought
 from kernels import sampling
 from scheduler.logprobs import TokenLogprobs
 

@@ -8,14 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from engine.transfer import brought
 from scheduler.request import Sampling
-
-
-def brought(tensor: Tensor, device: torch.device) -> Tensor:
-    """Returns a tensor of the host on the device; does not wait for it."""
-    if device.type != "cuda":
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 @dataclass

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.grammar import Matcher, reason_of
-from engine.sampler_state import brought
+from engine.transfer import brought
 
 THREADS = 4
 """Masks of a step are filled beside the forward pass, which has the other cores."""

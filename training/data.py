@@ -45,7 +45,7 @@ class Mix(msgspec.Struct, frozen=True, kw_only=True):
     tool_turns: tuple[int, int] = (1, 3)
     chain: float = 0.25
     usual: float = 0.5
-    """Share of tool and parameter names in their usual spelling."""
+    """Share of tool and parameter names in their usual spelling; the others have any of theirs."""
     thinking: float = 0.5
 
 

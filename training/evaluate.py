@@ -102,9 +102,11 @@ def show(cells: Sequence[Cell]) -> str:
             entries.append(f"{here[0].accuracy:6.1%} ({here[0].cases:3})" if here else "-")
         mode = "thinking" if thinking else "chat"
         lines.append(f"{task:10} {mode:8} " + " ".join(f"{entry:>12}" for entry in entries))
-    right = sum(cell.accuracy * cell.cases for cell in cells)
-    total = sum(cell.cases for cell in cells)
-    lines.append(f"all {right / total:.1%} of {total} cases")
+    for task in (*sorted({cell.task for cell in cells}), "all"):
+        here = [cell for cell in cells if task in (cell.task, "all")]
+        total = sum(cell.cases for cell in here)
+        right = sum(cell.accuracy * cell.cases for cell in here)
+        lines.append(f"{task} {right / total:.1%} of {total} cases")
     return "\n".join(lines)
 
 
@@ -119,7 +121,8 @@ def main() -> None:
         "--usual",
         type=float,
         default=LONG.usual,
-        help="share of tool and parameter names in their usual spelling (default: %(default)s)",
+        help="share of tool and parameter names in their usual spelling; the others have any, "
+        "that one included (default: %(default)s)",
     )
     parser.add_argument("--json", type=Path, help="also write every outcome to this file")
     parser.add_argument("--failures", type=int, default=0, help="print so many failed cases")

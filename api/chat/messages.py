@@ -226,6 +226,11 @@ def _check_calls(message: Message, param: str) -> None:
         seen.add(call.id)
         if not call.name:
             raise PromptError("The function name must not be empty.", f"{call_param}.function.name")
+        if '"' in call.name:  # in a prompt it stands in quotes
+            raise PromptError(
+                f"The function name must have no quotes, found {call.name[:80]!r}.",
+                f"{call_param}.function.name",
+            )
         try:
             parse_arguments(call.arguments)
         except ValueError as error:

@@ -32,6 +32,7 @@ SHORTEST_CONTEXT = 8192
 """Scores up to here are taken in registers by one kernel."""
 FEW_ROWS = (1, 2, 4)
 ROW_STEP = 8
+LOGIT_BYTES = 4
 PAD = {"token": 0, "position": -1, "cache_slot": -1, "slot": 0}
 
 
@@ -141,11 +142,11 @@ class DecodeGraphs:
             for bucket in tqdm(self.wanted, desc="graphs", unit="graph", disable=not progress):
                 nothing = padded(bucket, ([], [], [], []))
                 self._integers[: len(nothing)] = torch.tensor(nothing, device=self._model.device)
-                self._run(bucket)
+                self.launch(bucket)
                 torch.cuda.synchronize()
                 graph = torch.cuda.CUDAGraph()
                 with torch.cuda.graph(graph, pool=pool):
-                    self._run(bucket)
+                    self.launch(bucket)
                 self._graphs[bucket] = graph
 
     def find(self, rows: Sequence[Row]) -> Bucket | None:
@@ -160,6 +161,7 @@ class DecodeGraphs:
         self._graphs[bucket].replay()
         return self._logits[: bucket.rows]
 
-    def _run(self, bucket: Bucket) -> None:
+    def launch(self, bucket: Bucket) -> None:
+        """Runs what the bucket's graph holds, kernel by kernel; `replay` says on what."""
         batch = decode_batch(bucket, self._integers, self._page_table)
         self._logits[: bucket.rows].copy_(self._model.forward(batch, self._cache))

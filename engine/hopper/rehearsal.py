@@ -6,7 +6,8 @@ a cache of a single page, before it is known how many there is memory for.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -16,15 +17,32 @@ from engine.batch import Batch, KernelRows, PrefillRows, RowGroup
 from engine.cache import PagedCache
 from engine.config import PAGE_TOKENS
 from engine.hopper.graphs import Bucket, decode_batch
-from engine.hopper.sampler import compile_draws
+from engine.hopper.sampler import compile_draws, draw
 from engine.model import Network
+from engine.sampler import choose, logprobs_of
+from engine.sampler_state import SamplerState
+from engine.token_masks import AllowedTokens, unpack
 from scheduler.forms import FormPolicy
 from scheduler.plan import Form
+from scheduler.request import Sampling
 
 PREFILL_TOKENS = (2, 4, 8, 16, 17, 32, 33, 64, 65, 128, 129, 256, 512, 1024, 2048)
 """Chunks that meet the variants of the kernels: their tiles are chosen by the number of tokens."""
 FEW, MANY = 16, 512
 """Chunks of a long context: rows of scores that share their search among programs, and do not."""
+
+
+EVERYTHING = Sampling(
+    max_tokens=8,
+    min_tokens=8,
+    frequency_penalty=0.5,
+    presence_penalty=0.5,
+    repetition_penalty=1.5,
+    logit_bias={2: 1.0},
+    bad_words=((3,), (4, 5)),
+    logprobs=20,
+)
+"""Each adjustment that a request may ask of logits, beside what its grammar allows."""
 
 
 class Chunk(NamedTuple):
@@ -77,14 +95,32 @@ def largest_chunks(
 
 def peak_bytes(model: Network, cache: PagedCache, batches: list[Batch]) -> int:
     """Returns the most memory that one of these steps holds beside weights and pages, on CUDA."""
-    device = model.device
+    return _peak_bytes(model.device, (partial(model.forward, batch, cache) for batch in batches))
+
+
+def sampling_peak_bytes(rows: int, vocab_size: int, device: torch.device) -> int:
+    """Returns the most memory that sampling for `rows` rows holds, on CUDA, their logits too."""
+    return _peak_bytes(device, [partial(draw_everything, rows, vocab_size, device)])
+
+
+def _peak_bytes(device: torch.device, steps: Iterable[Callable[[], object]]) -> int:
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
     with torch.inference_mode():
-        for batch in batches:
-            model.forward(batch, cache)
+        for step in steps:
+            step()
     torch.cuda.synchronize(device)
     return torch.cuda.max_memory_allocated(device) - before
+
+
+def draw_everything(rows: int, vocab_size: int, device: torch.device) -> None:
+    """Draws for `rows` rows that ask for all there is: grammars, penalties, biases, logprobs."""
+    logits = torch.zeros(rows, vocab_size, device=device)
+    words = torch.full((rows, -(-vocab_size // 32)), -1, dtype=torch.int32, device=device)
+    allowed = AllowedTokens(list(range(rows)), unpack(words, vocab_size))
+    states = [SamplerState.start(EVERYTHING, 0, [0, 0], 1, (1,)) for _ in range(rows)]
+    tokens = choose(logits, states, [2] * rows, allowed, draw)
+    logprobs_of(logits, tokens.tolist(), [EVERYTHING.logprobs] * rows)
 
 
 def compile_kernels(

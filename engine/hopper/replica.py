@@ -12,7 +12,7 @@ from torch import Tensor
 from engine.cache import CacheLayout, PagedCache
 from engine.config import ConfigError, EngineConfig
 from engine.hopper import rehearsal
-from engine.hopper.graphs import Bucket, buckets
+from engine.hopper.graphs import LOGIT_BYTES, Bucket, buckets
 from engine.hopper.model import HopperDeepseekV32
 from engine.hopper.runner import HopperRunner
 from engine.model_config import ModelConfig
@@ -28,9 +28,10 @@ class StepMemory:
     """What steps take beside weights and pages, in bytes, seen in rehearsals."""
 
     workspace_bytes: int
-    """The largest step."""
+    """The largest step, and beside it the sampling of most rows: logits and what adjusts them stay
+    while the next step begins."""
     graphs_bytes: int
-    """What the graphs keep for themselves: as much as their largest step."""
+    """What the graphs keep for themselves: as much as their largest step, and their logits."""
     pages_bytes: int
     """What is left for pages."""
 
@@ -72,7 +73,7 @@ class HopperParts:
             longest=self.longest,
             score_bytes=config.indexer_workspace_bytes,
         )
-        largest = self._buckets()[0]
+        largest, vocab_size = self._buckets()[0], self.network.config.vocab_size
         try:
             prefill_bytes = rehearsal.peak_bytes(
                 self.network, cache, [rehearsal.prefill_batch(c, device) for c in chunks]
@@ -80,6 +81,7 @@ class HopperParts:
             decode_bytes = rehearsal.peak_bytes(
                 self.network, cache, [rehearsal.full_decode_batch(largest, device)]
             )
+            sampling_bytes = rehearsal.sampling_peak_bytes(config.max_num_seqs, vocab_size, device)
         except torch.cuda.OutOfMemoryError as error:
             free_bytes, total_bytes = torch.cuda.mem_get_info(device)
             raise ConfigError(
@@ -93,8 +95,9 @@ class HopperParts:
         torch.cuda.empty_cache()
         free_bytes, total_bytes = torch.cuda.mem_get_info(device)
         limit_bytes = int(total_bytes * config.gpu_memory_utilization)
-        workspace_bytes = max(prefill_bytes, decode_bytes)
-        graphs_bytes = 0 if config.enforce_eager else decode_bytes
+        workspace_bytes = max(prefill_bytes, decode_bytes) + sampling_bytes
+        logits_bytes = largest.rows * vocab_size * LOGIT_BYTES
+        graphs_bytes = 0 if config.enforce_eager else decode_bytes + logits_bytes
         used_bytes = total_bytes - free_bytes + workspace_bytes + graphs_bytes
         if used_bytes >= limit_bytes:
             raise ConfigError(

@@ -68,7 +68,9 @@ class HopperRunner(Runner):
         self.send_decode(bucket, rows)
         logits = self.graphs.replay(bucket)
         sampling = [i for i, row in enumerate(rows) if row.sample == "last"]
-        return logits[: len(rows)] if len(sampling) == len(rows) else logits[sampling]
+        if len(sampling) == len(rows):
+            return logits[: len(rows)]
+        return logits.index_select(0, self._ints(sampling))
 
     def send_decode(self, bucket: Bucket, rows: Sequence[Row]) -> Tensor:
         """Brings the integers of decode rows to the device, filled up; returns them all."""
@@ -76,7 +78,8 @@ class HopperRunner(Runner):
         slots = [row.slot for row in rows]
         return self._send(padded(bucket, (flat.token_ids, flat.positions, flat.slots, slots)), rows)
 
-    def _batch(self, rows: tuple[Row, ...]) -> Batch:
+    def batch(self, rows: tuple[Row, ...]) -> Batch:
+        """Returns the rows as a batch, its integers on their way to the device."""
         groups = grouped(rows)
         ordered = [rows[i] for group in groups for i in group]
         flat = self._flat(ordered)

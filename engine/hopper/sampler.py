@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from engine.sampler import packed, unpacked
-from engine.sampler_state import SamplerState, brought
+from engine.sampler_state import SamplerState
+from engine.transfer import brought
 from kernels.hopper.sampling import sample
 from scheduler.request import Sampling
 
@@ -37,8 +38,13 @@ class StagedDraws:
         return sample(logits, *self._settings)
 
 
+def draw(logits: Tensor, rows: Sequence[SamplerState], positions: Sequence[int]) -> Tensor:
+    """Returns one token per row [S] int64, of settings that did not come with a step."""
+    settings = brought(torch.tensor(packed(rows, positions)), logits.device)
+    return sample(logits, *unpacked(settings, len(rows)))
+
+
 def compile_draws(vocab_size: int, device: torch.device) -> None:
     """Draws for one row: the kernel is the same for every number of rows and all settings."""
     row = SamplerState.start(Sampling(max_tokens=1), 0, [], 0, ())
-    settings = brought(torch.tensor(packed([row], [0])), device)
-    sample(torch.zeros(1, vocab_size, device=device), *unpacked(settings, 1))
+    draw(torch.zeros(1, vocab_size, device=device), [row], [0])

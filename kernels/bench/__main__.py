@@ -25,6 +25,9 @@ examples:
   python -m kernels.bench --op sparse_mla topk --details lines.json
   python -m kernels.bench --json h200.json && winnow cost figure3 --preset h200.json
 
+Each result is printed, and the files are written, before the next case begins. sparse_mla_gluon is
+run where --op names it.
+
 Exit status: 0 all checks held, 1 one did not, 2 nothing could be measured here.
 """
 
@@ -39,8 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import triton
 
     from kernels.bench.clock import Clock
-    from kernels.bench.every import every_case
-    from kernels.bench.report import details, operator_times, table
+    from kernels.bench.every import BY_REQUEST, every_case
+    from kernels.bench.report import details, operator_times, outcome, table
 
     cases = every_case()
     known = sorted({case.op for case in cases})
@@ -51,17 +54,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     wanted = [
         case
         for case in cases
-        if (not options.op or case.op in options.op) and (case.quick or not options.quick)
+        if (case.op in options.op if options.op else case.op not in BY_REQUEST)
+        and (case.quick or not options.quick)
     ]
     device = torch.device("cuda", torch.cuda.current_device())
     torch.manual_seed(0)
     clock = Clock(device, runs=5 if options.quick else 20, longest_s=0.5)
     ceilings = clock.ceilings()
-    lines: list[Line] = []
-    for number, case in enumerate(wanted, start=1):
-        _progress(number, len(wanted), case)
-        lines.append(_measured(case, clock))
-        torch.cuda.empty_cache()
     machine = torch.cuda.get_device_name(device)
     versions = {
         "python": platform.python_version(),
@@ -75,14 +74,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"{ceilings.bf16_flops_per_s / 1e12:.0f} TFLOPS in bf16, "
         f"{ceilings.fp8_flops_per_s / 1e12:.0f} in fp8 ({fp8})\n"
     )
-    print(table(lines, ceilings))
-    if options.json:
-        today = datetime.date.today().isoformat()
-        content = operator_times(cases, lines, machine=machine, date=today, versions=versions)
-        options.json.write_text(json.dumps(content, indent=1) + "\n")
-    if options.details:
-        content = {"machine": machine, "versions": versions} | details(lines, ceilings)
-        options.details.write_text(json.dumps(content, indent=1) + "\n")
+    today = datetime.date.today().isoformat()
+    lines: list[Line] = []
+    for number, case in enumerate(wanted, start=1):
+        # What was found before a case that hangs, or is killed, must be there to be read.
+        print(f"{number}/{len(wanted)} {case.op}, {case.shape}: ", end="", flush=True)
+        lines.append(_measured(case, clock))
+        print(outcome(lines[-1], ceilings), flush=True)
+        if options.json:
+            content = operator_times(cases, lines, machine=machine, date=today, versions=versions)
+            options.json.write_text(json.dumps(content, indent=1) + "\n")
+        if options.details:
+            content = {"machine": machine, "versions": versions} | details(lines, ceilings)
+            options.details.write_text(json.dumps(content, indent=1) + "\n")
+    print("\n" + table(lines, ceilings))
     return 0 if all(line.right for line in lines) else 1
 
 
@@ -99,16 +104,22 @@ def missing() -> str | None:
 
 def _measured(case: Case, clock: Clock) -> Line:
     """Checks a case and, if it is right, times it; what goes wrong is in the line."""
+    from kernels.bench.case import RERUNS, other_bits
     from kernels.bench.report import Line
 
     try:
+        # Of the case before. It raises, as everything does, after an error that leaves no context.
+        torch.cuda.empty_cache()
         prepared = case.prepare(clock.device)
         error = prepared.error()
         if not error <= case.tolerance:
             return Line(case, error, None)
+        if others := other_bits(prepared):
+            return Line(case, error, None, f"{others} of {RERUNS} reruns gave other bits")
         return Line(case, error, clock.seconds(prepared.run))
-    except (RuntimeError, ValueError, AssertionError) as failure:
-        # One op that does not run must not hide the others; the exit status says it.
+    except Exception as failure:
+        # Triton's errors have no common base with torch's. One op that does not run must not hide
+        # the others; the line and the exit status say it.
         message = " ".join(str(failure).split())
         return Line(case, None, None, f"{type(failure).__name__}: {message[:120]}")
 
@@ -125,12 +136,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", type=Path, help="operator times for cost_model's `measured`")
     parser.add_argument("--details", type=Path, help="every line, for programs")
     return parser
-
-
-def _progress(number: int, count: int, case: Case) -> None:
-    if sys.stderr.isatty():
-        text = f"{number}/{count} {case.op}: {case.shape}"
-        print(f"\r{text:100.100}", end="\n" if number == count else "", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,9 @@ from kernels.hopper.dense_mla import dense_mla
 from kernels.hopper.latent_writer import write_latents
 from kernels.hopper.selection_bitmask import selection_bitmask
 from kernels.hopper.sparse_mla import sparse_mla
+from kernels.hopper.split_combine import split_combine
 from kernels.sparse_mla import sparse_mla as plain_sparse_mla
+from kernels.split_combine import split_combine as plain_split_combine
 
 TOLERANCE = 2e-5
 """Weights and outputs are rounded to bfloat16, each by up to 2^-9: some 5e-6 together."""
@@ -58,6 +60,11 @@ def cases() -> Iterator[Case]:
     for tokens in (4096, 6912):
         place = Place("prefill", "core_attention.masked_mha", tokens // 2, tokens, LAYERS)
         yield mha_case(tokens, selected=TOP_K, place=place)
+    # These are in no table: a cache in bfloat16, and merging alone what parts of rows found.
+    yield sparse_case(256, HEADS, TOP_K, 128 * 32_768, quick=True, cache_dtype="bfloat16")
+    yield sparse_case(4096, HEADS, TOP_K, 8192, cache_dtype="bfloat16")
+    for rows, splits in ((8, 16), (64, 4)):
+        yield combine_case(rows, splits, quick=rows == 64)
 
 
 def gluon_cases() -> Iterator[Case]:
@@ -67,11 +74,13 @@ def gluon_cases() -> Iterator[Case]:
         yield sparse_case(4096, HEADS, TOP_K, context, kernel="gluon")
 
 
-def sparse_work(rows: int, heads: int, entries: int, cached: int) -> Work:
+def sparse_work(
+    rows: int, heads: int, entries: int, cached: int, row_bytes: int = LATENT_ROW_BYTES
+) -> Work:
     """Of `rows` queries, each over `entries` of `cached` rows, a row read at least once."""
     flops = 2 * rows * heads * entries * (2 * LATENT + ROPE)
     query_bytes = rows * heads * (LATENT + ROPE) * 2
-    moved = min(rows * entries, cached) * LATENT_ROW_BYTES + rows * entries * 4
+    moved = min(rows * entries, cached) * row_bytes + rows * entries * 4
     return Work(flops, moved + query_bytes + rows * heads * LATENT * 2, "bf16")
 
 
@@ -92,11 +101,16 @@ def sparse_case(
     place: Place | None = None,
     quick: bool = False,
     kernel: Literal["triton", "gluon"] = "triton",
+    cache_dtype: Literal["fp8", "bfloat16"] = "fp8",
 ) -> Case:
     """Lists of random slots in ascending order."""
+    wide = cache_dtype == "bfloat16"
 
     def prepare(device: torch.device) -> Prepared:
-        cache = latent_cache(cached, device)
+        if wide:
+            cache = normal(cached, LATENT + ROPE, device=device)
+        else:
+            cache = latent_cache(cached, device)
         q = normal(rows, heads, LATENT + ROPE, device=device)
         slots = torch.randint(0, cached, (rows, entries), device=device).sort(1).values.int()
         some = some_rows(rows, device)
@@ -113,9 +127,35 @@ def sparse_case(
         return Prepared(run, error)
 
     shape = f"{rows} rows, {heads} heads, {entries} of {cached:,} slots"
-    work = sparse_work(rows, heads, entries, cached)
+    if wide:
+        shape += " in bfloat16"
+    row_bytes = 2 * (LATENT + ROPE) if wide else LATENT_ROW_BYTES
+    work = sparse_work(rows, heads, entries, cached, row_bytes)
     op = "sparse_mla_gluon" if kernel == "gluon" else "sparse_mla"
     return Case(op, shape, work, prepare, TOLERANCE, place, quick)
+
+
+def combine_case(rows: int, splits: int, *, quick: bool = False) -> Case:
+    """Merging the averages over parts of rows, all heads."""
+
+    def prepare(device: torch.device) -> Prepared:
+        partials = normal(rows, splits, HEADS, LATENT, device=device, dtype=torch.float32)
+        lse = normal(rows, splits, HEADS, device=device, dtype=torch.float32)
+
+        def run() -> tuple[Tensor, Tensor]:
+            return split_combine(partials, lse, torch.bfloat16)
+
+        def error() -> float:
+            plain = plain_split_combine(partials.double(), lse.double(), torch.float64)
+            return max(map(difference, run(), plain))
+
+        return Prepared(run, error)
+
+    work = Work(0, rows * HEADS * (splits * 4 * (LATENT + 1) + 2 * LATENT + 4), "none")
+    return Case(
+        "split_combine", f"{rows} rows, {HEADS} heads, {splits} parts", work, prepare, TOLERANCE,
+        quick=quick,
+    )  # fmt: skip
 
 
 def dense_case(rows: int, heads: int, context: int, *, place: Place, quick: bool = False) -> Case:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ LATENT_ROW_BYTES = LATENT + 4 * (LATENT // 128) + 2 * ROPE
 INDEX_KEY_BYTES = INDEX_WIDTH + 4
 SOFTMAX_SCALE = 0.1352337788608801
 """192^-0.5 times YaRN's (0.1 ln 40 + 1)^2."""
+
+RERUNS = 20
 
 Products = Literal["fp8", "bf16", "none"]
 Phase = Literal["prefill", "decode"]
@@ -60,6 +62,8 @@ class Prepared:
     """Nothing in it waits for the device."""
     error: Callable[[], float]
     """Runs it and returns how far it lies from the plain reference, on part of the output."""
+    repeated: Callable[[Any], object] = lambda returned: returned
+    """Of what `run` returned, or wrote: the tensors whose bits every run must give again."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,20 @@ def difference(found: Tensor, expected: Tensor) -> float:
     x, y = x[finite], y[finite]
     size = float((x * x + y * y).sum())
     return 1 - 2 * float((x * y).sum()) / size if size else 0.0
+
+
+def other_bits(prepared: Prepared, reruns: int = RERUNS) -> int:
+    """Returns how many of the reruns give other bits than a first run."""
+
+    def bits() -> list[Tensor]:
+        found = prepared.repeated(prepared.run())
+        tensors = found if isinstance(found, tuple) else (found,)
+        return [x.contiguous().view(torch.uint8) for x in tensors if isinstance(x, Tensor)]
+
+    first = [x.clone() for x in bits()]  # a cache writer writes the same tensor again
+    if not first:
+        raise ValueError("the case names no tensor that every run must give again")
+    return sum(not all(map(torch.equal, bits(), first)) for _ in range(reruns))
 
 
 def normal(*shape: int, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> Tensor:

@@ -91,7 +91,8 @@ def prefill_case(context: int, place: Place, *, quick: bool = False) -> Case:
             seen = torch.arange(context, device=device) < ends[some][:, None]
             return difference(run()[some][seen], plain[seen])
 
-        return Prepared(run, error)
+        # Above the diagonal nothing is written.
+        return Prepared(run, error, lambda scores: scores.tril(context - CHUNK))
 
     work = scores_work(causal_pairs(CHUNK, context), context, CHUNK)
     shape = f"{CHUNK} queries, {context:,} keys"

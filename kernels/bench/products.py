@@ -41,6 +41,7 @@ from kernels.bench.case import (
 )
 from kernels.fp8 import dequantise_groups
 from kernels.fp8_linear import dequantise_weight
+from kernels.hopper.fixed_order_fp8_linear import fixed_order_fp8_linear
 from kernels.hopper.fp8_linear import fp8_linear
 from kernels.hopper.grouped_linear import grouped_linear
 from kernels.hopper.quantise import quantise, rms_norm_quantise, swiglu_quantise
@@ -110,9 +111,16 @@ def activations(tokens: int, width: int, device: torch.device) -> tuple[Tensor, 
 
 
 def linear_case(
-    tokens: int, outputs: int, inputs: int, place: Place | None, *, quick: bool = False
+    tokens: int,
+    outputs: int,
+    inputs: int,
+    place: Place | None,
+    *,
+    quick: bool = False,
+    fixed_order: bool = False,
 ) -> Case:
     """One FP8 product."""
+    product = fixed_order_fp8_linear if fixed_order else fp8_linear
 
     def prepare(device: torch.device) -> Prepared:
         x, x_scales = activations(tokens, inputs, device)
@@ -121,7 +129,7 @@ def linear_case(
         some = some_rows(tokens, device)
 
         def run() -> Tensor:
-            return fp8_linear(x, x_scales, weight, scales)
+            return product(x, x_scales, weight, scales)
 
         def error() -> float:
             chosen = x.view(torch.uint8)[some].view(x.dtype)
@@ -133,7 +141,8 @@ def linear_case(
 
     work = linear_work(tokens, outputs, inputs)
     shape = f"M {tokens}, N {outputs:,}, K {inputs:,}"
-    return Case("fp8_linear", shape, work, prepare, TOLERANCE, place, quick)
+    op = product.__name__
+    return Case(op, shape, work, prepare, TOLERANCE, place, quick)
 
 
 def float_cases(tokens: int, phase: Phase) -> Iterator[Case]:
@@ -257,7 +266,7 @@ def grouped_case(
                 worst = max(worst, difference(found[row], plain))
             return worst
 
-        return Prepared(run, error)
+        return Prepared(run, error, lambda found: found[:tokens])
 
     one = linear_work(rows, outputs, inputs)
     work = Work(experts * one.flops, experts * one.bytes, "fp8")

@@ -24,11 +24,14 @@ class Line:
     seconds: float | None
     """None: not timed, because its result is wrong or it failed."""
     failure: str = ""
+    """What went wrong, unless it is the error alone."""
 
     @property
     def right(self) -> bool:
-        """Whether its result is within tolerance."""
-        return self.error is not None and self.error <= self.case.tolerance
+        """Whether its result is within tolerance, and the same in every run."""
+        if self.failure or self.error is None:
+            return False
+        return self.error <= self.case.tolerance
 
 
 def floor_seconds(work: Work, ceilings: Ceilings) -> float:
@@ -47,6 +50,22 @@ def bound(work: Work, ceilings: Ceilings) -> str:
     return "bytes" if floor_seconds(work, ceilings) <= by_bytes else work.products
 
 
+def outcome(line: Line, ceilings: Ceilings) -> str:
+    """Returns the line's result in a few words."""
+    if line.failure or line.error is None:
+        return line.failure
+    check = f"error {line.error:.1e}, " + verdict(line)
+    if line.seconds is None:
+        return check
+    share = floor_seconds(line.case.work, ceilings) / line.seconds
+    return f"{line.seconds * 1e6:.1f} us, {share:.0%} of ceiling, {check}"
+
+
+def verdict(line: Line) -> str:
+    """Returns what its check says."""
+    return line.failure or ("ok" if line.right else f"above {line.case.tolerance:.0e}")
+
+
 def table(lines: Sequence[Line], ceilings: Ceilings) -> str:
     """Returns the lines as a Markdown table."""
     rows = [["op", "shape", "us", "TFLOPS", "GB/s", "bound", "of ceiling", "error", "check"]]
@@ -61,7 +80,7 @@ def table(lines: Sequence[Line], ceilings: Ceilings) -> str:
             row += [f"{seconds * 1e6:.1f}", flops, f"{work.bytes / seconds / 1e9:.0f}"]
             row += [bound(work, ceilings), f"{share:.0%}"]
         row.append("-" if line.error is None else f"{line.error:.1e}")
-        row.append(line.failure or ("ok" if line.right else f"above {line.case.tolerance:.0e}"))
+        row.append(verdict(line))
         rows.append(row)
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     rows.insert(1, ["-" * width for width in widths])

@@ -21,12 +21,12 @@ from kernels.fp8_linear import BLOCK
 from kernels.hopper.fp8_linear import (
     TILE_OUTPUTS,
     TILE_TOKENS,
+    add_parts,
     check_fp8_linear,
     multiprocessors,
     rows_descriptor,
     slab_scales,
     split_count,
-    sum_splits_kernel,
 )
 from kernels.hopper.rounding import to_dtype
 from kernels.hopper.specialisation import Budget, Specialisation
@@ -143,10 +143,7 @@ def fixed_order_fp8_linear(
         num_stages=STAGES,
     )
     if spread:
-        values = out.numel()
-        sum_splits_kernel[(triton.cdiv(values, 1024),)](
-            sums, out, values, parts, BLOCK_VALUES=1024, num_warps=4
-        )
+        add_parts(sums, out)
     return out
 
 

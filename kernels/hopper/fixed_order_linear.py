@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.hopper.arguments import check_tensor
-from kernels.hopper.fp8_linear import OUT_DTYPES, sum_splits_kernel
+from kernels.hopper.fp8_linear import OUT_DTYPES, add_parts
 from kernels.hopper.rounding import NATIVE, to_dtype
 from kernels.hopper.specialisation import Budget, Specialisation
 
@@ -164,10 +164,7 @@ def fixed_order_linear(
         num_stages=STAGES,
     )
     if parts > 1:
-        values = out.numel()
-        sum_splits_kernel[(triton.cdiv(values, 1024),)](
-            sums, out, values, parts, BLOCK_VALUES=1024, num_warps=4
-        )
+        add_parts(sums, out)
     return out
 
 

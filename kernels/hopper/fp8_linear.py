@@ -246,11 +246,16 @@ def fp8_linear(
             num_stages=4,
         )
     if splits > 1:
-        values = out.numel()
-        sum_splits_kernel[(triton.cdiv(values, 1024),)](
-            parts, out, values, splits, BLOCK_VALUES=1024, num_warps=4
-        )
+        add_parts(parts, out)
     return out
+
+
+def add_parts(sums: Tensor, out: Tensor) -> None:
+    """Writes the sums [P, *shape] float32 of the parts, added in order, into out [*shape]."""
+    values = out.numel()
+    sum_splits_kernel[(triton.cdiv(values, 1024),)](
+        sums, out, values, sums.shape[0], BLOCK_VALUES=1024, num_warps=4
+    )
 
 
 def split_count(tiles: int, slabs: int, programs: int) -> int:

@@ -67,17 +67,27 @@ def test_bad_lines_do_not_stop_the_others(scripted: Scripted) -> None:
         line("s", stream=True),
         line("m", model="gpt-5"),
         line("good"),
+        b'{"custom_id": "g", "method": "GET", "body": {}}\n',
     ]
     counts, results, ticks = run(scripted, lines)
-    assert (counts.completed, counts.failed, ticks) == (1, 6, 7)
+    assert (counts.completed, counts.failed, ticks) == (1, 7, 8)
     unnamed = [result for result in results if result["custom_id"] is None]
     assert sorted(result["error"]["message"][:6] for result in unnamed) == ["line 1", "line 3"]
     named = {result["custom_id"]: result for result in results if result["custom_id"]}
     assert named["u"]["error"]["code"] == "invalid_url"
+    assert named["g"]["error"]["code"] == "invalid_method"
     statuses = {name: named[name]["response"]["status_code"] for name in ("w", "s", "m", "good")}
     assert statuses == {"w": 400, "s": 400, "m": 404, "good": 200}
     assert named["w"]["response"]["body"]["error"]["param"] == "n"
+    assert named["s"]["response"]["body"]["error"]["code"] == "invalid_value"
     assert scripted.engine.open == 0
+
+
+def test_an_answer_belongs_to_one_line(scripted: Scripted) -> None:
+    counts, results, _ = run(scripted, [line("twice"), line("once"), line("twice")])
+    assert (counts.completed, counts.failed) == (2, 1)
+    (refused,) = [result["error"] for result in results if result["error"]]
+    assert refused["code"] == "duplicate_custom_id" and "line 1" in refused["message"]
 
 
 def test_a_full_queue_is_waited_for(scripted: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -174,6 +174,22 @@ def test_what_no_window_holds_is_refused_unread(scripted: Scripted) -> None:
     assert tokens(scripted, prompt="a" * (window + 1)).count == window + 2
 
 
+def test_text_is_measured_in_bytes(scripted: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Megabytes of other scripts are refused as soon as megabytes of Latin, and not tokenised."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("the text was tokenised")
+
+    longest = max(len(token.encode()) for token in scripted.encoder.tokenizer.get_vocab())
+    monkeypatch.setattr(Encoder, "encode", fail)
+    monkeypatch.setattr(Encoder, "encode_raw", fail)
+    text = "\u5b57" * (scripted.service.facts.max_model_len * longest // 3 + 1)
+    for fields in ({"prompt": text}, {"messages": [{"role": "user", "content": text}]}):
+        with pytest.raises(ApiError) as caught:
+            tokenise(scripted.service, msgspec.json.encode(fields))
+        assert caught.value.code == "context_length_exceeded"
+
+
 def test_a_conversation_is_its_senders(scripted: Scripted) -> None:
     """Reasoning that was lost is restored for the key that it was given to, and counted."""
     tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]

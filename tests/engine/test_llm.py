@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from engine.llm import LLM, PromptRefused
+from engine.model_config import GenerationDefaults
 from scheduler.plan import StepPlan, StepResult
 from scheduler.request import Sampling
 
@@ -83,6 +86,42 @@ def test_samplings_must_be_as_many_as_prompts(shared: LLM) -> None:
     with pytest.raises(ValueError, match="1 samplings for 2 prompts"):
         shared.generate([[7], [8]], [GREEDY])
     assert not shared.replica.scheduler.has_work
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("max_tokens", 0),
+        ("temperature", -1.0),
+        ("temperature", float("nan")),
+        ("top_p", 0.0),
+        ("top_k", -1),
+        ("min_p", 1.5),
+        ("presence_penalty", 3.0),
+        ("repetition_penalty", 0.0),
+    ],
+)
+def test_a_sampling_out_of_range_is_refused_by_name(shared: LLM, field: str, value: float) -> None:
+    wrong = msgspec.structs.replace(GREEDY, **{field: value})
+    with pytest.raises(ValueError, match=f"{field} is {value}; allowed: "):
+        shared.generate([[7]], wrong)
+    assert not shared.replica.scheduler.has_work
+
+
+def test_prompts_are_not_one_string(shared: LLM) -> None:
+    with pytest.raises(TypeError, match="one string"):
+        shared.generate("Hello", GREEDY)
+
+
+def test_the_checkpoint_decides_where_nobody_does(
+    shared: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wishes = GenerationDefaults(temperature=0.0, max_new_tokens=3)
+    monkeypatch.setattr(shared, "replica", dataclasses.replace(shared.replica, defaults=wishes))
+    (found,) = shared.generate([[7, 9, 11]])
+    limited = msgspec.structs.replace(GREEDY, max_tokens=3, ignore_eos=False)
+    (expected,) = shared.generate([[7, 9, 11]], limited)
+    assert found == expected
 
 
 def test_an_interrupted_generate_leaves_nothing_behind(

@@ -13,10 +13,10 @@ import pytest
 
 from engine.llm import LLM, Completion
 from engine.messages import Sampling
-from tests.gpu import test_engine
+from tests.gpu.needs_hopper import NEEDS_HOPPER
 from tests.gpu.test_engine import GREEDY, engine, prompts
 
-pytestmark = test_engine.pytestmark
+pytestmark = NEEDS_HOPPER
 COUNT = 13
 """Prompts of 1 to 333 tokens, within and beyond the top-k of 64."""
 DRAWN = Sampling(max_tokens=24, temperature=0.8, seed=5, ignore_eos=True, logprobs=2)

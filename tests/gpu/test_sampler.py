@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import pytest
@@ -15,15 +14,9 @@ from engine.sampler_state import SamplerState
 from engine.token_masks import AllowedTokens
 from kernels import sampling
 from scheduler.request import ReasoningBudget, Sampling
+from tests.gpu.needs_hopper import NEEDS_HOPPER
 
-HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not HOPPER, reason="torch finds no GPU of compute capability 9.0"),
-    pytest.mark.skipif(
-        os.environ.get("TRITON_INTERPRET") == "1", reason="TRITON_INTERPRET=1 compiles nothing"
-    ),
-]
+pytestmark = NEEDS_HOPPER
 
 VOCABULARIES = [3072, 129_280]
 """The embedded checkpoint's and DeepSeek-V3.2's."""

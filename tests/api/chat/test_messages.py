@@ -73,6 +73,10 @@ MALFORMED: dict[str, tuple[list[Message], str]] = {
         [USER, assistant(call("a", name="")), result("a")],
         "messages[1].tool_calls[0].function.name",
     ),
+    "a name that ends its own markup": (
+        [USER, assistant(call("a", name='f">x<')), result("a")],
+        "messages[1].tool_calls[0].function.name",
+    ),
     "arguments are not JSON": (
         [USER, assistant(call("a", "{")), result("a")],
         "messages[1].tool_calls[0].function.arguments",

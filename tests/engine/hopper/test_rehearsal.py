@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
+from engine.hopper import rehearsal
 from engine.hopper.graphs import Bucket
 from engine.hopper.rehearsal import (
     Chunk,
+    draw_everything,
     full_decode_batch,
     largest_chunks,
     prefill_batch,
@@ -77,3 +81,27 @@ def test_a_decode_batch_sees_its_whole_bucket() -> None:
     rows = batch.groups[0].kernel_rows
     assert batch.slots.tolist() == [-1] * 3
     assert rows.visible.tolist() == [200] * 3 and not rows.page_tables.any()
+
+
+def test_sampling_is_rehearsed_with_all_that_takes_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every mask, penalty and bias at once, by the kernel, and the longest list of logprobs."""
+    drawn: list[torch.Tensor] = []
+    listed: list[list[int | None]] = []
+    draw, logprobs_of = rehearsal.draw, rehearsal.logprobs_of
+
+    def drawing(logits: torch.Tensor, *rest: Any) -> torch.Tensor:
+        drawn.append(logits)
+        return draw(logits, *rest)
+
+    def listing(logits: torch.Tensor, tokens: list[int], tops: list[int | None]) -> Any:
+        listed.append(tops)
+        return logprobs_of(logits, tokens, tops)
+
+    monkeypatch.setattr(rehearsal, "draw", drawing)
+    monkeypatch.setattr(rehearsal, "logprobs_of", listing)
+    draw_everything(3, 70, CPU)
+    (logits,) = drawn
+    assert logits.shape == (3, 70) and listed == [[20] * 3]
+    # Penalised as generated, not to be drawn before min_tokens, biased, a bad word.
+    assert logits[0, 0] < 0 and logits[0, 2] == 1
+    assert logits[0, 1] == logits[0, 3] == -torch.inf

@@ -45,13 +45,14 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     """A GPU of 100 GiB with 90 free, whose steps take what the dict says, in GiB."""
-    seen = {"prefill": 3.0, "decode": 2.0, "free": 90.0}
-    taken = iter(["prefill", "decode"])
+    seen = {"prefill": 3.0, "decode": 2.0, "sampling": 0.5, "free": 90.0}
+    taken = iter(["prefill", "decode", "sampling"])
 
     def peak_bytes(*_: Any) -> int:
         return int(seen[next(taken)] * GIB)
 
     monkeypatch.setattr(rehearsal, "peak_bytes", peak_bytes)
+    monkeypatch.setattr(rehearsal, "sampling_peak_bytes", peak_bytes)
     for name in ("empty_cache", "synchronize"):
         monkeypatch.setattr(torch.cuda, name, lambda *_: None)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "NVIDIA H200")
@@ -98,18 +99,19 @@ def test_a_checkpoint_that_the_kernels_serve(
 
 def test_pages_get_what_weights_steps_and_graphs_leave(gpu: dict[str, float]) -> None:
     found = parts(gpu_memory_utilization=0.9).memory(FP8)
-    assert found.workspace_bytes == 3 * GIB and found.graphs_bytes == 2 * GIB
-    assert found.pages_bytes == (90 - 10 - 3 - 2) * GIB
+    logits_bytes = 4 * EngineConfig().max_num_seqs * FIELDS["vocab_size"]
+    assert found.workspace_bytes == 3.5 * GIB and found.graphs_bytes == 2 * GIB + logits_bytes
+    assert found.pages_bytes == (90 - 10 - 3.5 - 2) * GIB - logits_bytes
 
 
 def test_without_graphs_their_memory_is_the_pages(gpu: dict[str, float]) -> None:
     found = parts(enforce_eager=True).memory(FP8)
-    assert found.graphs_bytes == 0 and found.pages_bytes == (90 - 10 - 3) * GIB
+    assert found.graphs_bytes == 0 and found.pages_bytes == (90 - 10 - 3.5) * GIB
 
 
 def test_no_room_for_pages_is_said_with_the_numbers(gpu: dict[str, float]) -> None:
     gpu["free"] = 14.0
-    message = r"take 86.0 GiB, steps 3.0, graphs 2.0; --gpu-memory-utilization 0.9 .* is 90.0"
+    message = r"take 86.0 GiB, steps 3.5, graphs 2.0; --gpu-memory-utilization 0.9 .* is 90.0"
     with pytest.raises(ConfigError, match=message):
         parts().memory(FP8)
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import count
+from typing import Any
+from unittest import mock
 
 import msgspec
+import pytest
 import torch
 from torch import Tensor
 
@@ -13,11 +16,11 @@ from engine.attention import Probe
 from engine.batch import Batch, RowGroup
 from engine.cache import PagedCache
 from engine.config import PAGE_TOKENS
-from engine.hopper.graphs import Bucket, decode_batch
+from engine.hopper.graphs import Bucket, DecodeGraphs, decode_batch
 from engine.hopper.runner import HopperRunner, grouped, side_by_side
 from engine.model_config import ModelConfig
 from engine.runner import Runner
-from scheduler.plan import NewSlot, Prepare, Row, StepPlan
+from scheduler.plan import NewSlot, PageMove, Prepare, Row, StepPlan
 from scheduler.request import Sampling
 from tests.engine.hopper.tiny import CPU, config_of, empty_cache, prompt_of
 
@@ -202,3 +205,37 @@ def test_decode_integers_make_the_batch_of_a_graph() -> None:
     assert batch.slots.tolist() == [pages[1][1] * 64 + 5, pages[2][0] * 64 + 8, -1]
     tables = batch.groups[0].kernel_rows.page_tables
     assert tables[0, :2].tolist() == pages[1] and tables[1, 0] == pages[2][0]
+
+
+def test_logits_of_a_graph_are_those_of_the_rows_that_sample() -> None:
+    runner = HopperRunner(
+        Recording(), empty_cache(1, 24), max_num_seqs=4, max_num_batched_tokens=8, max_model_len=200
+    )
+    runner.execute(StepPlan(step=0, rows=(), prepare=Prepare(new_slots=slots())))
+    bucket, logits = Bucket(4, 200, "mqa"), torch.arange(4.0)[:, None].expand(4, VOCABULARY)
+    runner.graphs = mock.create_autospec(DecodeGraphs, instance=True)
+    runner.graphs.find.return_value, runner.graphs.replay.return_value = bucket, logits
+    silent = msgspec.structs.replace(ROWS[3], sample="none")
+    assert runner.compute((ROWS[0], silent, ROWS[3]))[:, 0].tolist() == [0, 2]
+    assert runner.compute((ROWS[0], ROWS[3]))[:, 0].tolist() == [0, 1]
+    assert runner.compute((silent,)).shape == (0, VOCABULARY)
+
+
+def test_integers_of_a_step_are_brought_without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of page copies, too: made on the host, pinned, then copied, never made on the device."""
+    waited: list[object] = []
+    made = torch.tensor
+
+    def tensor(*values: Any, **how: Any) -> Tensor:
+        if "device" in how:
+            waited.append(values)
+        return made(*values, **how)
+
+    runner = HopperRunner(
+        Recording(), empty_cache(1, 24), max_num_seqs=4, max_num_batched_tokens=8, max_model_len=200
+    )
+    monkeypatch.setattr(torch, "tensor", tensor)
+    moves = (PageMove(20, 1), PageMove(19, 2))
+    prepare = Prepare(new_slots=slots(), copies=moves)
+    runner.execute(StepPlan(step=0, rows=(ROWS[3], ROWS[0]), prepare=prepare))
+    assert not waited

@@ -77,7 +77,7 @@ class Uncaptured(DecodeGraphs):
 
     def replay(self, bucket: Bucket) -> Tensor:
         self.replays += 1
-        self._run(bucket)
+        self.launch(bucket)
         return self._logits[: bucket.rows]
 
 

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.hopper.sparse_mla import INVARIANT_SPLIT_ENTRIES, sparse_mla
@@ -145,36 +147,51 @@ def test_nothing_to_do(device: torch.device, rows: int) -> None:
     assert out.shape == (rows, 16, LATENT) and out.eq(0).all() and lse.eq(-torch.inf).all()
 
 
-GOOD: dict[str, Any] = {
-    "q": torch.zeros(2, 16, LATENT + ROPE, dtype=torch.bfloat16),
-    "cache": torch.zeros(4, LATENT + 4 + 2 * ROPE, dtype=torch.uint8),
-    "slots": torch.zeros(2, 8, dtype=torch.int64),
-    "scale": 0.1,
-    "latent": LATENT,
-}
-
-
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"q": GOOD["q"].float()}, "q is float32; must be bfloat16"),
-        ({"q": GOOD["q"][:, :8]}, "number of heads is 8; allowed are 16, 32, 64, 128"),
-        ({"q": GOOD["q"][..., ::2]}, "latent is 128|rope width is|strides"),
-        ({"q": GOOD["q"][..., :-4]}, "q's rope width is 12; it must be a power of two"),
-        ({"cache": GOOD["cache"][:, 4:]}, r"cache has shape \[4, 160\]; it must be \[any, 164\]"),
-        ({"cache": GOOD["cache"].int()}, "cache is int32; must be uint8 or bfloat16|cache has"),
-        ({"cache": torch.zeros(4, 166, dtype=torch.uint8)[:, :164]}, "multiples of 4"),
-        ({"slots": GOOD["slots"][:1]}, r"slots has shape \[1, 8\]; it must be \[2, any\]"),
-        ({"slots": GOOD["slots"].short()}, "slots is int16; must be int32 or int64"),
-        ({"slots": GOOD["slots"][:, ::2]}, "slots has strides"),
-        ({"scale": 0.0}, "scale is 0.0; it must be positive"),
-        ({"scale": float("nan")}, "scale is nan"),
-        ({"latent": 96}, "latent is 96; it must be a power of two"),
-        ({"splits": 3}, "splits is 3; allowed are 1, 2, 4, 8, 16"),
-        ({"splits": 2, "batch_invariant": True}, "with batch_invariant it must be None"),
-        ({"out_dtype": torch.float64}, "out_dtype is torch.float64"),
+        (lambda good: {"q": good["q"].float()}, "q is float32; must be bfloat16"),
+        (lambda good: {"q": good["q"][:, :8]}, "number of heads is 8; allowed are 16, 32, 64, 128"),
+        (lambda good: {"q": good["q"][..., ::2]}, "latent is 128|rope width is|strides"),
+        (
+            lambda good: {"q": good["q"][..., :-4]},
+            "q's rope width is 12; it must be a power of two",
+        ),
+        (
+            lambda good: {"cache": good["cache"][:, 4:]},
+            r"cache has shape \[4, 160\]; it must be \[any, 164\]",
+        ),
+        (
+            lambda good: {"cache": good["cache"].int()},
+            "cache is int32; must be uint8 or bfloat16|cache has",
+        ),
+        (lambda good: {"cache": F.pad(good["cache"], (0, 2))[:, :164]}, "multiples of 4"),
+        (
+            lambda good: {"slots": good["slots"][:1]},
+            r"slots has shape \[1, 8\]; it must be \[2, any\]",
+        ),
+        (lambda good: {"slots": good["slots"].short()}, "slots is int16; must be int32 or int64"),
+        (lambda good: {"slots": good["slots"][:, ::2]}, "slots has strides"),
+        (lambda good: {"scale": 0.0}, "scale is 0.0; it must be positive"),
+        (lambda good: {"scale": float("nan")}, "scale is nan"),
+        (lambda good: {"latent": 96}, "latent is 96; it must be a power of two"),
+        (lambda good: {"splits": 3}, "splits is 3; allowed are 1, 2, 4, 8, 16"),
+        (
+            lambda good: {"splits": 2, "batch_invariant": True},
+            "with batch_invariant it must be None",
+        ),
+        (lambda good: {"out_dtype": torch.float64}, "out_dtype is torch.float64"),
     ],
 )
-def test_what_is_not_supported_is_refused(wrong: dict[str, Any], message: str) -> None:
+def test_what_is_not_supported_is_refused(
+    device: torch.device, wrong: Callable[[dict[str, Any]], dict[str, Any]], message: str
+) -> None:
+    good = {
+        "q": torch.zeros(2, 16, LATENT + ROPE, dtype=torch.bfloat16, device=device),
+        "cache": torch.zeros(4, LATENT + 4 + 2 * ROPE, dtype=torch.uint8, device=device),
+        "slots": torch.zeros(2, 8, dtype=torch.int64, device=device),
+        "scale": 0.1,
+        "latent": LATENT,
+    }
     with pytest.raises(ValueError, match=message):
-        sparse_mla(**{**GOOD, **wrong})
+        sparse_mla(**good | wrong(good))
