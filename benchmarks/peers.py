@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import shutil
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,6 +30,13 @@ EachStep = Callable[[list[int]], None]
 """Called with the next token of every sequence; the first time after the prefill."""
 
 
+TIE = 0.1
+"""Logits of ours this close may change places: an index score that rounding lifts over the k-th
+selects another token, and moves logits by some hundredths."""
+MOST_PARTED = 1 / 16
+"""Of a batch's sequences may part so: in small batches none."""
+
+
 class ParityError(RuntimeError):
     """Two implementations disagree; nothing is timed."""
 
@@ -45,6 +54,8 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     prefill_runs_s: list[float]
     decode_step_runs_s: list[float]
     """Of every repeat, the median of its steps."""
+    parted: int
+    """Sequences whose tokens are ours up to a tie and others behind it."""
 
     @property
     def tokens_per_s(self) -> float:
@@ -86,6 +97,15 @@ class Winnow:
                     answers[int(news.request_id)] += news.token_ids
             each_step([answer[shown] for answer in answers])
         drain(scheduler, runner)
+
+    def gap(self, ids: list[int], mine: int, yours: int) -> float:
+        """Returns by how much the logit of one token exceeds that of another behind `ids`."""
+        scheduler, runner = Scheduler(self.replica.scheduler.config), self.replica.runner
+        scheduler.submit("", ids, Sampling(max_tokens=1, temperature=0.0))
+        while scheduler.has_work:
+            scheduler.commit(runner.execute(scheduler.plan()))
+        assert runner.logits is not None, "a token was sampled"
+        return float(runner.logits[-1, mine] - runner.logits[-1, yours])
 
 
 class Transformers:
@@ -170,17 +190,21 @@ def compare(
     """Returns the times of all peers, in turns, after their greedy tokens were found equal, those
     of every batch and prompt before anything is timed.
 
-    Raises ParityError naming the peer, the shape, the sequence and the first token that differs.
+    Raises ParityError as `check_parity` does; the first peer's tokens are those to compare with.
     """
     shapes = [
         [prompt(count, vocab_size, seed) for seed in range(batch)]
         for count in prompt_tokens
         for batch in batches
     ]
+    parted: dict[tuple[str, int, int], int] = {}
     for prompts in tqdm(shapes, desc="parity", leave=False):
+        shape = len(prompts), len(prompts[0])
         ours, *others = [_steps(peer, prompts, tokens) for peer in peers]
+        gap = partial(_gap, peers[0], prompts, ours)
         for peer, theirs in zip(peers[1:], others, strict=True):
-            check_parity(ours, theirs, f"{peer.who}, {len(prompts)} x {len(prompts[0])}")
+            who = f"{peer.who}, {shape[0]} x {shape[1]}"
+            parted[peer.who, *shape] = check_parity(ours, theirs, who, gap)
     found = []
     for prompts in shapes:
         batch, count = len(prompts), len(prompts[0])
@@ -188,11 +212,31 @@ def compare(
         for _ in tqdm(range(repeats), desc=f"{batch} x {count}", leave=False):
             for peer in peers:
                 runs[peer.who].append(_timed(peer, prompts, tokens))
-        found += [_summary(who, batch, count, times) for who, times in runs.items()]
+        found += [
+            _summary(who, batch, count, times, parted.get((who, batch, count), 0))
+            for who, times in runs.items()
+        ]
     return found
 
 
-def _summary(who: str, batch: int, prompt_tokens: int, runs: list[list[float]]) -> Generation:
+def _gap(
+    peer: Peer,
+    prompts: list[list[int]],
+    steps: list[list[int]],
+    sequence: int,
+    step: int,
+    yours: int,
+) -> float:
+    """How much the peer prefers its own token of a step to another one."""
+    if not isinstance(peer, Winnow):
+        return math.inf
+    answer = [tokens[sequence] for tokens in steps]
+    return peer.gap(prompts[sequence] + answer[:step], answer[step], yours)
+
+
+def _summary(
+    who: str, batch: int, prompt_tokens: int, runs: list[list[float]], parted: int
+) -> Generation:
     """runs: of every repeat, the prefill and the steps after it."""
     prefills, steps = [run[0] for run in runs], [statistics.median(run[1:]) for run in runs]
     return Generation(
@@ -203,17 +247,33 @@ def _summary(who: str, batch: int, prompt_tokens: int, runs: list[list[float]]) 
         decode_step_s=statistics.median(steps),
         prefill_runs_s=prefills,
         decode_step_runs_s=steps,
+        parted=parted,
     )
 
 
-def check_parity(ours: list[list[int]], theirs: list[list[int]], who: str) -> None:
-    """Raises ParityError unless two lists of steps, one token per sequence each, are equal."""
+def check_parity(
+    ours: list[list[int]], theirs: list[list[int]], who: str, gap: Callable[[int, int, int], float]
+) -> int:
+    """Compares two lists of steps, one token per sequence each; returns how many sequences part.
+
+    gap: (sequence, step, their token) -> by how much our logit of ours exceeds that of theirs.
+    Raises ParityError naming the first token that differs by more than TIE, or that parts one
+    sequence more than MOST_PARTED.
+    """
+    parted: set[int] = set()
     for step, (own, other) in enumerate(zip(ours, theirs, strict=True)):
         for sequence, (mine, yours) in enumerate(zip(own, other, strict=True)):
-            if mine != yours:
+            if mine == yours or sequence in parted:
+                continue
+            parted.add(sequence)
+            apart = gap(sequence, step, yours)
+            if apart > TIE or len(parted) > MOST_PARTED * len(own):
                 raise ParityError(
-                    f"sequence {sequence}: token {step} is {mine} here and {yours} in {who}"
+                    f"sequence {sequence}: token {step} is {mine} here and {yours} in {who}; "
+                    f"their logits are {apart:.3g} apart here, and {len(parted)} of {len(own)} "
+                    "sequences have parted"
                 )
+    return len(parted)
 
 
 def _steps(peer: Peer, prompts: list[list[int]], tokens: int) -> list[list[int]]:

@@ -184,7 +184,11 @@ def generation(
         )
     header = ["batch x prompt", "prefill, ms", "winnow's", "decode step, ms", "of all repeats"]
     header.append("tokens/s")
-    text = "Greedy tokens were equal.\n\n" + table([*header, "winnow's"], rows)
+    parted = [f"{g.parted} in {g.batch} x {g.prompt_tokens}, {g.who}" for g in found if g.parted]
+    text = "Greedy tokens were equal"
+    if parted:
+        text += f", but for sequences behind a tie ({'; '.join(parted)})"
+    text += ".\n\n" + table([*header, "winnow's"], rows)
     return Section("Generation", text, found)
 
 
