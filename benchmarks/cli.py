@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,26 +48,25 @@ def main(arguments: Sequence[str]) -> int:
         with model_folder(options.model) as folder:
             here = machine(PACKAGES, threads=options.threads)
             print(describe(here), file=sys.stderr)
-            before = CpuTime.now()
-            found: list[Section] = options.run(options, folder, here)
-            stolen = before.stolen_share(CpuTime.now())
-    except ParityError as error:
-        print(f"winnow bench: no times, since results differ: {error}", file=sys.stderr)
-        return 1
-    except ServingError as error:
+            before, found = CpuTime.now(), []
+            for section in options.run(options, folder, here):
+                found.append(section)
+                stolen = before.stolen_share(CpuTime.now())
+                report = _report(here, stolen, command, found)
+                numbers = _json(here, stolen, command, found)
+                if options.output:  # what there is so far
+                    (options.output / "README.md").write_text(report + "\n")
+                    (options.output / "results.json").write_bytes(numbers)
+    except (ParityError, ServingError) as error:
         print(f"winnow bench: {error}", file=sys.stderr)
         return 1
     except (CheckpointError, ConfigError, msgspec.ValidationError) as error:
         print(f"winnow bench: {error}", file=sys.stderr)
         return 2
-    report, numbers = _report(here, stolen, command, found), _json(here, stolen, command, found)
     print(report)
     if options.json:
         options.json.write_bytes(numbers)
-    if options.output:
-        (options.output / "README.md").write_text(report + "\n")
-        (options.output / "results.json").write_bytes(numbers)
-    return 0
+    return int(not all(section.results for section in found))
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -306,8 +305,11 @@ def _api(options: argparse.Namespace, folder: Path, here: Machine) -> list[Secti
     return [apis.section(options)]
 
 
-def _all(options: argparse.Namespace, folder: Path, here: Machine) -> list[Section]:
-    """Every benchmark with its defaults, on both models; plots go into --output."""
+def _all(options: argparse.Namespace, folder: Path, here: Machine) -> Iterator[Section]:
+    """Every benchmark with its defaults, on both models; plots go into --output.
+
+    One that fails says so in its place, without results, and the others go on.
+    """
     parser = _parser()
     commands = [
         *(f"peers --model {model}" for model in MODELS),
@@ -316,18 +318,19 @@ def _all(options: argparse.Namespace, folder: Path, here: Machine) -> list[Secti
         "forms",
         f"context --plot {options.output / 'context.svg'}",
     ]
-    found = []
     for command in commands:
         print(f"winnow bench {command}", file=sys.stderr)
         one = parser.parse_args([*command.split(), "--threads", str(options.threads)])
-        with model_folder(one.model) as folder:
-            for section in one.run(one, folder, here):
-                title = f"{section.title}: {one.model}"
-                text = f"`winnow bench {command}`\n\n{section.text}"
-                if getattr(one, "plot", None):
-                    text += f"\n\n![{section.title}]({one.plot.name})"
-                found.append(Section(title, text, section.results))
-    return found
+        try:
+            with model_folder(one.model) as folder:
+                sections: list[Section] = one.run(one, folder, here)
+        except (ParityError, ServingError) as error:
+            sections = [Section(command.split()[0].capitalize(), f"Failed: {error}", [])]
+        for section in sections:
+            text = f"`winnow bench {command}`\n\n{section.text}"
+            if section.results and getattr(one, "plot", None):
+                text += f"\n\n![{section.title}]({one.plot.name})"
+            yield Section(f"{section.title}: {one.model}", text, section.results)
 
 
 def _report(here: Machine, stolen: float, command: str, found: Sequence[Section]) -> str:

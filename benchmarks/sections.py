@@ -187,7 +187,7 @@ def generation(
     parted = [f"{g.parted} in {g.batch} x {g.prompt_tokens}, {g.who}" for g in found if g.parted]
     text = "Greedy tokens were equal"
     if parted:
-        text += f", but for sequences behind a tie ({'; '.join(parted)})"
+        text += f", but for few sequences behind tied index scores: {'; '.join(parted)}"
     text += ".\n\n" + table([*header, "winnow's"], rows)
     return Section("Generation", text, found)
 
