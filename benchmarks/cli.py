@@ -312,7 +312,7 @@ def _all(options: argparse.Namespace, folder: Path, here: Machine) -> Iterator[S
     """
     parser = _parser()
     commands = [
-        *(f"peers --model {model}" for model in MODELS),
+        *(f"peers --model {model} --repeats 2" for model in MODELS),
         *(f"serve --model {model}{' --alone' * options.alone}" for model in MODELS),
         "step --profile --top 12",
         "forms",
