@@ -154,8 +154,7 @@ def _tensors(config: ModelConfig, tensors: dict[str, np.ndarray]) -> dict[str, n
 class LlamaCpp:
     """llama.cpp in float32 with a float32 cache, one sequence of its batch for each prompt.
 
-    Without its flash attention, which rounds to half precision on a CPU: logits then differ by
-    1e-3 and more, and greedy tokens with them.
+    Without its flash attention, which rounds to half precision on a CPU: greedy tokens then differ.
     """
 
     who = "llama.cpp"

@@ -9,6 +9,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.step import Stopwatch
 
+OTHERS = "others"
 BETWEEN = "between operators"
 """What is left of the steps' wall time: Python, and the profiler's own work around operators."""
 PACKED_OPERAND = {"mkl::_mkl_linear": 1}
@@ -28,13 +29,13 @@ class OperatorTime(msgspec.Struct, frozen=True):
     largest where many small operators run."""
 
 
-def operators(watch: Stopwatch, steps: int, *, by_shape: bool = True) -> list[OperatorTime]:
+def operators(watch: Stopwatch, steps: int, *, top: int) -> list[OperatorTime]:
     """Runs `steps` steps under torch's profiler, after one that is not counted.
 
-    Returns the operators, dearest first, and a last line for the time BETWEEN them.
+    Returns the `top` dearest operators, one line for all OTHERS, and one for the time BETWEEN them.
     """
     watch.step()
-    with profile(activities=[ProfilerActivity.CPU], record_shapes=by_shape) as recorded:
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as recorded:
         begin = time.perf_counter()
         for _ in range(steps):
             watch.step()
@@ -46,11 +47,20 @@ def operators(watch: Stopwatch, steps: int, *, by_shape: bool = True) -> list[Op
             event.count / steps,
             event.self_cpu_time_total / steps,
         )
-        for event in recorded.key_averages(group_by_input_shape=by_shape)
+        for event in recorded.key_averages(group_by_input_shape=True)
     ]
     found.sort(key=lambda operator: operator.self_us, reverse=True)
     between_us = wall_us - sum(operator.self_us for operator in found)
-    return [*found, OperatorTime(BETWEEN, "", 0, between_us)]
+    return [*folded(found, top), OperatorTime(BETWEEN, "", 0, between_us)]
+
+
+def folded(found: list[OperatorTime], top: int) -> list[OperatorTime]:
+    """Returns the first `top` operators, and all others as one."""
+    rest = found[top:]
+    if not rest:
+        return found
+    calls, self_us = sum(one.calls for one in rest), sum(one.self_us for one in rest)
+    return [*found[:top], OperatorTime(OTHERS, "", calls, self_us)]
 
 
 def _shapes(name: str, shapes: list[list[int]]) -> str:

@@ -74,14 +74,14 @@ def steps(
             if profile_top:
                 endless = Sampling(max_tokens=1 << 30, temperature=0.0, ignore_eos=True)
                 watch = decode_stopwatch(replica, **shape, sampling=endless)
-                dearest = operators(watch, PROFILED_STEPS)
+                dearest = operators(watch, PROFILED_STEPS, top=profile_top)
                 drain(watch.scheduler, watch.runner)
             lines.append(StepLine(batch, context, times, prefill_s, dearest))
     text = [f"{clock} time, ms; a step is forward + outside", _step_table(lines)]
     for line in lines:
         if line.operators:
             text += [f"Decode, batch {line.batch}, context {line.context}:"]
-            text += [_operator_table(line.operators, profile_top)]
+            text += [_operator_table(line.operators)]
     return Section("One step", "\n\n".join(text), lines)
 
 
@@ -104,12 +104,12 @@ def _step_table(lines: list[StepLine]) -> str:
     return table(header, rows)
 
 
-def _operator_table(dearest: list[OperatorTime], top: int) -> str:
+def _operator_table(dearest: list[OperatorTime]) -> str:
     total = sum(operator.self_us for operator in dearest)
     calls = sum(operator.calls for operator in dearest)
     rows = [
         [o.name, o.shapes[:60], f"{o.calls:.0f}", f"{o.self_us:.0f}", f"{o.self_us / total:.1%}"]
-        for o in [*dearest[:-1][:top], dearest[-1]]  # the last is what lies between operators
+        for o in dearest
     ]
     rows.append(["all", "", f"{calls:.0f}", f"{total:.0f}", "100.0%"])
     return table(["operator", "shapes", "calls", "us", "share"], rows)

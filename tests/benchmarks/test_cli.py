@@ -11,11 +11,13 @@ from tokenizers import Tokenizer
 
 from api.chat.encoding import Encoder
 from api.chat.messages import Message
-from benchmarks import serving
+from benchmarks import sections, serving
 from benchmarks.checkpoint import write_checkpoint
 from benchmarks.cli import main
 from benchmarks.context import ContextTime, _label, growth_table
-from benchmarks.peers import export_float32
+from benchmarks.peers import ParityError, export_float32
+from benchmarks.profile import OperatorTime, folded
+from benchmarks.sections import Section
 from benchmarks.serving import ServingError, messages
 from tests.checkpoints import tiny_config
 
@@ -179,3 +181,25 @@ def test_transformers_serve_stands_beside_it(folder: Path, tmp_path: Path) -> No
     arguments = ["--clients", "2", "--requests", "1", "--prompt", "20", "--tokens", "4"]
     results = run(folder, tmp_path, "serve", *arguments)
     assert [line["who"] for line in results["Over HTTP"]] == ["winnow", "transformers serve"]
+
+
+def test_one_benchmark_that_fails_does_not_lose_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def differs(*_: Any, **__: Any) -> Section:
+        raise ParityError("token 3 is 1 here and 2 there")
+
+    for name in ("over_http", "steps", "over_context", "over_forms"):
+        monkeypatch.setattr(sections, name, lambda *_, **__: Section("Numbers", "a table", [1]))
+    monkeypatch.setattr(sections, "generation", differs)
+    assert main(["all", "--threads", "1", "--output", str(tmp_path)]) == 1
+    report = (tmp_path / "README.md").read_text()
+    assert report.count("Failed: token 3 is 1 here") == 2 and report.count("a table") == 5
+    results = json.loads((tmp_path / "results.json").read_text())["results"]
+    assert results["Peers: mid"] == [] and results["Numbers: mid"] == [1]
+
+
+def test_what_is_not_listed_of_a_profile_is_summed_up() -> None:
+    found = [OperatorTime(name, "", 2.0, us) for name, us in (("a", 5.0), ("b", 3.0), ("c", 1.0))]
+    assert folded(found, 1) == [found[0], OperatorTime("others", "", 4.0, 4.0)]
+    assert folded(found, 3) == found

@@ -83,7 +83,7 @@ def test_a_context_beyond_the_replica_is_an_error(folder: Path) -> None:
 def test_the_profile_lists_the_operators_of_a_step(folder: Path) -> None:
     replica = load(folder, sequences=1, tokens=200)
     watch = decode_stopwatch(replica, batch=1, context=100, clock="wall", sampling=GREEDY)
-    *found, between = operators(watch, 2)
+    *found, between = operators(watch, 2, top=1000)
     assert found == sorted(found, key=lambda operator: -operator.self_us)
     products = [o for o in found if o.name == "aten::bmm"]
     assert products and all(o.calls >= 1 and o.shapes for o in products)

@@ -76,9 +76,11 @@ class Turns:
         able = [number for number, ready in self.waiting.items() if ready()]
         if self.waiting and not able:
             self.error = Deadlock(f"partitions {sorted(self.waiting)} wait for one another")
-        self.running = self.draw.choice(able) if able else None
+        self.running = None
         if able:
-            del self.waiting[self.running]  # type: ignore[arg-type]
+            number = self.draw.choice(able)
+            del self.waiting[number]
+            self.running = number
         self.changed.notify_all()
 
     def _thread(self, me: int, partition: Callable[[], None]) -> None:
